@@ -1,0 +1,62 @@
+"""Self-attention over the positions of a feature map (Ho et al. 2020, appendix B).
+
+y = x + W_o softmax(Q Kᵀ / √d) V,   Q, K, V linear in GroupNorm(x),   d channels per head
+"""
+
+from __future__ import annotations
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastddpm import ops
+
+
+class Attention(nn.Module):
+    """Attention with a residual connection on [B, C, *spatial].
+
+    Args:
+        channels: C.
+        heads, head_dim: heads × head_dim is the inner width (C wherever head_dim divides C).
+        num_groups: groups of the normalisation before it; None: no normalisation.
+        output_scale: the sum with the residual is divided by this.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        head_dim: int,
+        *,
+        num_groups: int | None,
+        eps: float,
+        output_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        self.heads, self.output_scale = heads, output_scale
+        self.group_norm = nn.GroupNorm(num_groups, channels, eps=eps) if num_groups else None
+        self.to_q = nn.Linear(channels, inner)
+        self.to_k = nn.Linear(channels, inner)
+        self.to_v = nn.Linear(channels, inner)
+        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(self._normalised(x), "b c ... -> b (...) c")
+        q, k, v = (
+            rearrange(project(tokens), "b n (h d) -> b h n d", h=self.heads)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        out = self.to_out[0](rearrange(mixed, "b h n d -> b n (h d)"))
+        out = out.transpose(1, 2).reshape(x.shape)  # [B, C, *spatial]
+        y: Tensor = out + x
+        return y if self.output_scale == 1 else y / self.output_scale
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        norm = self.group_norm
+        if norm is None:
+            return x
+        return ops.group_norm_silu(
+            x, norm.weight, norm.bias, norm.num_groups, norm.eps, activation=None
+        )
