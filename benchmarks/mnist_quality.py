@@ -1,0 +1,134 @@
+"""Do the built-in model's samples look like digits? A classifier's confidence and class shares.
+
+A small convolutional network is trained on MNIST until it reads at least 98 % of the test set; then
+
+    confident = share of samples whose largest class probability exceeds 0.9
+    shares    = share of samples in each of the ten classes
+
+Run: python -m benchmarks.mnist_quality [--model mnist] [--samples 1000] [--npz FILE]
+Writes benchmarks/results/mnist_quality.json.  The bar: confident ≥ 85 %, shares in [4 %, 18 %].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastddpm
+from fastddpm.train.data import ImageData, load_images
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULT = REPOSITORY / "benchmarks/results/mnist_quality.json"
+CONFIDENCE = 0.9
+
+
+def classifier() -> nn.Module:
+    """A LeNet-sized network over [B, 1, 28, 28] in [−1, 1]."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 128),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(128, 10),
+    )
+
+
+def train_classifier(data: ImageData, epochs: int = 3, batch_size: int = 128) -> nn.Module:
+    """The classifier after `epochs` passes over the labelled images, from seed 0."""
+    torch.manual_seed(0)
+    network = classifier().train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    assert data.labels is not None
+    for _ in range(epochs):
+        for index in torch.randperm(len(data)).split(batch_size):
+            loss = F.cross_entropy(network(as_input(data.images[index])), data.labels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return network.eval()
+
+
+def as_input(images: Tensor) -> Tensor:
+    """uint8 [N, 1, H, W] -> float32 in [−1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def probabilities(network: nn.Module, images: Tensor) -> Tensor:
+    """Class probabilities [N, 10] of uint8 images [N, 1, 28, 28]."""
+    parts = [network(as_input(part)).softmax(1) for part in images.split(500)]
+    return torch.cat(parts)
+
+
+def draw(model: str, count: int, batch_size: int) -> Tensor:
+    """uint8 [count, 1, 28, 28] from the whole chain of `model`, seed 0."""
+    unet, diffusion = fastddpm.from_pretrained(model)
+    sampler = fastddpm.Sampler(unet, diffusion)
+    parts = []
+    for first in range(0, count, batch_size):
+        x_0 = sampler.sample(indices=range(first, min(first + batch_size, count)), seed=0)
+        parts.append(((x_0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+        print(f"{first + len(x_0)} of {count} samples", flush=True)
+    return torch.cat(parts)
+
+
+def read_samples(path: Path) -> Tensor:
+    """The samples of `fastddpm sample`: array "samples", uint8 [N, H, W, C]."""
+    with np.load(path) as arrays:
+        return torch.from_numpy(arrays["samples"]).permute(0, 3, 1, 2).contiguous()
+
+
+def measure(network: nn.Module, images: Tensor, test: ImageData) -> dict[str, object]:
+    """The figures of the report."""
+    assert test.labels is not None
+    accuracy = (probabilities(network, test.images).argmax(1) == test.labels).double().mean()
+    on_test = probabilities(network, test.images).amax(1) > CONFIDENCE
+    p = probabilities(network, images)
+    shares = torch.bincount(p.argmax(1), minlength=10).double() / len(p)
+    return {
+        "classifier_test_accuracy": float(accuracy),
+        "confident_real_test_images": float(on_test.double().mean()),
+        "samples": len(images),
+        "confident": float((p.amax(1) > CONFIDENCE).double().mean()),
+        "class_shares": [round(float(share), 4) for share in shares],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mnist", help="a built-in name or a checkpoint")
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--npz", type=Path, help="measure these samples instead of drawing any")
+    parser.add_argument("--data", default=str(REPOSITORY / "../shared/data/mnist"))
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    network = train_classifier(load_images(arguments.data))
+    test = load_images(str(Path(arguments.data) / "t10k-images-idx3-ubyte.gz"))
+    if arguments.npz:
+        images = read_samples(arguments.npz)
+    else:
+        images = draw(arguments.model, arguments.samples, arguments.batch_size)
+    report = measure(network, images, test)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    report |= {"torch": torch.__version__, "machine": platform.machine(), "commit": commit.strip()}
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The U-Net: published sizes, float64 formulas, equivalences between its dimensions, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastddpm import ops
+from fastddpm.kernels.group_norm_silu.cases import CASES, Case
+from fastddpm.unet import UNet, UNetConfig
+from fastddpm.unet.embedding import sinusoidal_embedding
+
+SMALL = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "attention_head_dim": 4,
+}
+
+
+def network(**fields: object) -> UNet:
+    """A small network with every parameter random (a fresh one is the zero function)."""
+    torch.manual_seed(0)
+    unet = UNet(UNetConfig.from_dict(SMALL | fields)).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.normal_(0, 0.2)
+    return unet
+
+
+def images(unet: UNet, batch: int = 2) -> Tensor:
+    config = unet.config
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, config.in_channels, *[8] * config.dims, generator=generator)
+
+
+def count(unet: UNet) -> int:
+    return sum(p.numel() for p in unet.parameters())
+
+
+class TestSizes:
+    def test_cifar10_network_has_the_published_parameter_count(self) -> None:
+        assert count(UNet(UNetConfig.ho(sample_size=32))) == 35_746_307
+
+    def test_256_network_has_the_published_parameter_count(self) -> None:
+        with torch.device("meta"):
+            unet = UNet(UNetConfig.ho(sample_size=256, channel_mult=(1, 1, 2, 2, 4, 4)))
+        assert count(unet) == 113_673_219
+
+
+class TestEmbedding:
+    @pytest.mark.parametrize("dim", [8, 9])
+    @pytest.mark.parametrize(("cos_first", "freq_shift"), [(False, 1), (True, 0)])
+    def test_sinusoidal_equals_the_formula_in_float64(
+        self, dim: int, cos_first: bool, freq_shift: int
+    ) -> None:
+        t = torch.tensor([0.0, 1.0, 17.5, 999.0])
+        half = dim // 2
+        expected = torch.zeros(len(t), dim, dtype=torch.float64)
+        for row, value in enumerate(t.tolist()):
+            for k in range(half):
+                angle = value * 10000 ** (-k / (half - freq_shift))
+                sin_at, cos_at = (half + k, k) if cos_first else (k, half + k)
+                expected[row, sin_at], expected[row, cos_at] = math.sin(angle), math.cos(angle)
+        actual = sinusoidal_embedding(t, dim, cos_first=cos_first, freq_shift=freq_shift)
+        # float32 angles near 999 carry half an ulp, 3e-5.
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=7e-5)
+
+    def test_integer_and_float_timesteps_agree(self) -> None:
+        unet = network()
+        x = images(unet)
+        t = torch.tensor([3, 250])
+        assert torch.equal(unet(x, t), unet(x, t.float()))
+        assert not torch.equal(unet(x, t), unet(x, t + 0.5))
+
+
+def group_norm_silu_float64(
+    case: Case, x: Tensor, rows: dict[str, Tensor], w: Tensor, b: Tensor
+) -> Tensor:
+    """The specification's formula, group by group, in float64."""
+    x = x.double()
+    spread = [1] * (x.dim() - 2)
+    if "row" in rows:
+        x = x + rows["row"].double().reshape(*x.shape[:2], *spread)
+    grouped = x.unflatten(1, (case.num_groups, -1)).flatten(2)
+    mean = grouped.mean(-1, keepdim=True)
+    variance = ((grouped - mean) ** 2).mean(-1, keepdim=True)
+    y = ((grouped - mean) / (variance + 1e-6).sqrt()).reshape(x.shape)
+    y = y * w.double().reshape(-1, *spread) + b.double().reshape(-1, *spread)
+    if "scale" in rows:
+        scale, shift = (rows[k].double().reshape(*x.shape[:2], *spread) for k in ("scale", "shift"))
+        y = y * (1 + scale) + shift
+    return y / (1 + torch.exp(-y)) if case.activation == "silu" else y
+
+
+class TestGroupNormSilu:
+    @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+    def test_reference_equals_float64(self, case: Case) -> None:
+        torch.manual_seed(0)
+        # A mean far from zero: E[x²] − E[x]² would lose the variance here.
+        x = torch.randn(case.shape) + 100
+        weight, bias = torch.randn(case.shape[1]), torch.randn(case.shape[1])
+        names = {"none": (), "row": ("row",), "film": ("scale", "shift")}[case.modulation]
+        rows = {name: torch.randn(case.shape[:2]) for name in names}
+        actual = ops.group_norm_silu(
+            x, weight, bias, case.num_groups, 1e-6, activation=case.activation, **rows
+        )
+        expected = group_norm_silu_float64(case, x, rows, weight, bias)
+        assert actual.shape == x.shape
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=2e-4)
+
+    def test_refuses_shapes_that_disagree(self) -> None:
+        x, w = torch.zeros(2, 8, 4, 4), torch.ones(8)
+        with pytest.raises(ValueError, match="multiple of num_groups=3"):
+            ops.group_norm_silu(x, w, w, 3, 1e-6)
+        with pytest.raises(ValueError, match=r"row must be \[2, 8\], got \[2, 4\]"):
+            ops.group_norm_silu(x, w, w, 4, 1e-6, row=torch.zeros(2, 4))
+        with pytest.raises(ValueError, match="both or neither"):
+            ops.group_norm_silu(x, w, w, 4, 1e-6, scale=torch.zeros(2, 8))
+
+
+class TestForward:
+    def test_fresh_network_is_the_zero_function(self) -> None:
+        unet = UNet(UNetConfig.from_dict(SMALL))
+        assert torch.count_nonzero(unet(images(unet), torch.tensor([1, 2]))) == 0
+
+    def test_samples_of_a_batch_do_not_influence_each_other(self) -> None:
+        unet = network().double()
+        x, t = images(unet, 3).double(), torch.tensor([5, 500, 999])
+        together = unet(x, t)
+        for i in range(3):
+            torch.testing.assert_close(unet(x[i : i + 1], t[i : i + 1])[0], together[i])
+
+    def test_scalar_timestep_is_one_for_all(self) -> None:
+        unet = network()
+        x = images(unet)
+        assert torch.equal(unet(x, torch.tensor(7)), unet(x, torch.tensor([7, 7])))
+
+    @pytest.mark.parametrize("padding", [0, 1])
+    @pytest.mark.parametrize("resampling", ["conv", "resnet", "none"])
+    def test_3d_network_on_one_slice_is_the_2d_network(self, padding: int, resampling: str) -> None:
+        """At depth 1 only the middle slice of a 3×3×3 kernel meets data; depth is not resampled."""
+        fields = {
+            "downsample_padding": padding,
+            "downsample_type": {"none": "pool"}.get(resampling, resampling),
+            "upsample_type": {"none": "nearest"}.get(resampling, resampling),
+        }
+        volume, plane = network(dims=3, **fields).double(), network(**fields).double()
+        weights = volume.state_dict()
+        for name, value in plane.state_dict().items():
+            cut = weights[name]
+            weights[name] = cut[:, :, cut.shape[2] // 2] if cut.dim() == 5 else cut
+            assert weights[name].shape == value.shape
+        plane.load_state_dict(weights)
+        x, t = images(plane).double(), torch.tensor([5, 600])
+        torch.testing.assert_close(volume(x[:, :, None], t)[:, :, 0], plane(x, t))
+
+    def test_1d_network_runs_and_reaches_every_parameter(self) -> None:
+        unet = network(dims=1)
+        y = unet(images(unet), torch.tensor([1, 2]))
+        assert y.shape == (2, 3, 8)
+        y.square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in unet.parameters())
+
+    def test_gradients_equal_finite_differences(self) -> None:
+        unet = network(resnet_time_scale_shift="scale_shift").double()
+        x = images(unet, 1).double().requires_grad_()
+        torch.autograd.gradcheck(lambda x: unet(x, torch.tensor([9])).sum(), x, atol=1e-5)
+
+    def test_bfloat16_follows_float32(self) -> None:
+        unet = network()
+        x, t = images(unet), torch.tensor([3, 700])
+        exact = unet(x, t)
+        half = unet.to(torch.bfloat16)(x.to(torch.bfloat16), t)
+        assert half.dtype == torch.bfloat16
+        assert (half.float() - exact).norm() / exact.norm() < 0.05
+
+    def test_heads_may_differ_on_the_way_up(self) -> None:
+        config = UNetConfig.from_dict(
+            SMALL | {"num_attention_heads": 4, "num_attention_heads_upsample": 2}
+        )
+        unet = UNet(config)
+        assert unet.down_blocks[1].attentions[0].heads == 4
+        assert unet.mid_block.attentions[0].heads == 4
+        assert unet.up_blocks[0].attentions[0].heads == 2
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, "SkipDownBlock2D"),
+            ({"block_out_channels": (8, 16, 16)}, "one entry per level"),
+            ({"block_out_channels": (8, 18)}, "multiple of norm_num_groups=4"),
+            ({"time_embedding_type": "sine"}, "time_embedding_type must be one of"),
+            ({"time_embedding_type": "learned"}, "num_train_timesteps"),
+            ({"attention_head_dim": 32}, "no attention head fits 16 channels"),
+            ({"num_attention_heads": 3}, "no attention head fits 16 channels"),
+            ({"dims": 4}, "dims must be 1, 2 or 3"),
+            ({"dropout": 1.0}, "dropout must lie in"),
+            ({"block_out_chanels": (8, 16)}, "did you mean 'block_out_channels'"),
+        ],
+    )
+    def test_config(self, fields: dict[str, object], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            UNetConfig.from_dict(SMALL | fields)
+
+    def test_input(self) -> None:
+        unet = network()
+        t = torch.tensor([1, 2])
+        with pytest.raises(ValueError, match=r"\[B, 3, \*, \*\], got \[2, 1, 8, 8\]"):
+            unet(torch.zeros(2, 1, 8, 8), t)
+        with pytest.raises(ValueError, match=r"multiples of 2, got \[8, 7\]"):
+            unet(torch.zeros(2, 3, 8, 7), t)
+        with pytest.raises(ValueError, match=r"t must have shape \[2\], got \[3\]"):
+            unet(torch.zeros(2, 3, 8, 8), torch.zeros(3))
+        with pytest.raises(ValueError, match="takes no labels"):
+            unet(torch.zeros(2, 3, 8, 8), t, t)
+        with pytest.raises(ValueError, match="needs labels"):
+            network(num_class_embeds=10)(torch.zeros(2, 3, 8, 8), t)
