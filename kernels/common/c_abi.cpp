@@ -1,0 +1,98 @@
+// The entry points of include/fastddpm.h: they check, split the work, and call the chosen kernels.
+#include <cmath>
+
+#include "../include/fastddpm.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace {
+
+// Blocks a thread must have to be worth its start (tens of microseconds).
+constexpr int64_t GRAIN = 1024;
+
+bool invalid_sizes(int64_t batch, int64_t elements) { return batch < 0 || elements < 0; }
+
+}  // namespace
+
+extern "C" {
+
+int32_t fastddpm_abi_version(void) { return FASTDDPM_ABI_VERSION; }
+
+const char* fastddpm_error_message(int32_t status) {
+  switch (status) {
+    case FASTDDPM_OK:
+      return "success";
+    case FASTDDPM_INVALID_ARGUMENT:
+      return "invalid argument: a null pointer, a negative size or an unknown code";
+    case FASTDDPM_ROW_OUT_OF_RANGE:
+      return "the row index lies outside of the step table";
+    case FASTDDPM_UNKNOWN_ISA:
+      return "unknown instruction set, or one that this CPU or this library lacks";
+    default:
+      return "unknown status";
+  }
+}
+
+int32_t fastddpm_normal(float* out, const int64_t* indices, int64_t batch, int64_t elements,
+                        uint64_t seed, const int64_t* steps, int64_t step_count, int32_t purpose,
+                        int32_t threads) {
+  if (invalid_sizes(batch, elements) || purpose < 0 || purpose > 255) {
+    return FASTDDPM_INVALID_ARGUMENT;
+  }
+  if (batch == 0 || elements == 0) return FASTDDPM_OK;
+  if (out == nullptr || indices == nullptr || steps == nullptr ||
+      (step_count != 1 && step_count != batch)) {
+    return FASTDDPM_INVALID_ARGUMENT;
+  }
+  fastddpm::NormalArguments arguments = {};
+  arguments.out = out;
+  arguments.indices = indices;
+  arguments.elements = elements;
+  arguments.seed = seed;
+  arguments.steps = steps;
+  arguments.step_stride = step_count == 1 ? 0 : 1;
+  arguments.purpose = static_cast<uint32_t>(purpose);
+  const fastddpm::Kernels& kernels = fastddpm::kernels();
+  fastddpm::parallel(batch * fastddpm::blocks_per_sample(elements), GRAIN, threads,
+                     [&](int64_t begin, int64_t end) { kernels.normal(arguments, begin, end); });
+  return FASTDDPM_OK;
+}
+
+int32_t fastddpm_ancestral_step(float* x_prev, float* x_0, const float* x,
+                                const float* model_output, const float* noise, const float* table,
+                                int64_t rows, const int64_t* row, int64_t batch, int64_t elements,
+                                int32_t prediction, int32_t variance, float clip, uint64_t seed,
+                                const int64_t* indices, const int64_t* timesteps, int32_t threads) {
+  if (invalid_sizes(batch, elements) || table == nullptr || row == nullptr || prediction < 0 ||
+      prediction > FASTDDPM_PREDICTION_PREVIOUS_SAMPLE || variance < 0 ||
+      variance > FASTDDPM_VARIANCE_LEARNED_RANGE || std::isnan(clip) || clip < 0) {
+    return FASTDDPM_INVALID_ARGUMENT;
+  }
+  if (*row < 0 || *row >= rows) return FASTDDPM_ROW_OUT_OF_RANGE;
+  if (batch == 0 || elements == 0) return FASTDDPM_OK;
+  if (x_prev == nullptr || x == nullptr || model_output == nullptr ||
+      (noise == nullptr && (indices == nullptr || timesteps == nullptr))) {
+    return FASTDDPM_INVALID_ARGUMENT;
+  }
+  fastddpm::AncestralStepArguments arguments = {};
+  arguments.x_prev = x_prev;
+  arguments.x_0 = x_0;
+  arguments.x = x;
+  arguments.model_output = model_output;
+  arguments.noise = noise;
+  arguments.row = table + *row * FASTDDPM_STEP_COLUMNS;
+  arguments.elements = elements;
+  arguments.prediction = prediction;
+  arguments.variance = variance;
+  arguments.clip = clip;
+  arguments.seed = seed;
+  arguments.indices = indices;
+  arguments.timestep = timesteps == nullptr ? 0 : timesteps[*row];
+  const fastddpm::Kernels& kernels = fastddpm::kernels();
+  fastddpm::parallel(
+      batch * fastddpm::blocks_per_sample(elements), GRAIN, threads,
+      [&](int64_t begin, int64_t end) { kernels.ancestral_step(arguments, begin, end); });
+  return FASTDDPM_OK;
+}
+
+}  // extern "C"

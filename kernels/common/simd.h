@@ -1,0 +1,90 @@
+// Vectors of floats and words in the compiler's own vector types (GCC, Clang), for one instruction
+// set: 4 lanes by default (SSE2, NEON), 8 with AVX2, 16 with AVX-512. Operators work lane by lane;
+// only what they lack stands here. Everything is `static`: each instruction set has its own copy.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float f32 __attribute__((vector_size(4 * LANES)));
+typedef int32_t i32 __attribute__((vector_size(4 * LANES)));
+typedef uint32_t u32 __attribute__((vector_size(4 * LANES)));
+typedef uint64_t u64 __attribute__((vector_size(4 * LANES)));  // LANES / 2 of them
+
+static inline f32 as_f32(i32 v) { return reinterpret_cast<f32>(v); }
+static inline i32 as_i32(f32 v) { return reinterpret_cast<i32>(v); }
+
+static inline f32 broadcast(float value) { return value - f32{}; }
+
+// `count` floats, fewer than LANES at the end of an array; the other lanes are 0.
+static inline f32 load(const float* from, int64_t count) {
+  f32 v = {};
+  if (count >= LANES) {
+    memcpy(&v, from, sizeof v);
+  } else {
+    memcpy(&v, from, count * sizeof(float));
+  }
+  return v;
+}
+
+static inline void store(float* to, f32 v, int64_t count) {
+  if (count >= LANES) {
+    memcpy(to, &v, sizeof v);
+  } else {
+    memcpy(to, &v, count * sizeof(float));
+  }
+}
+
+// 64-bit products of the low 32 bits of each lane; the high 32 bits are ignored.
+static inline u64 multiply_low_words(u64 a, u64 b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<u64>(
+      _mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<u64>(
+      _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<u64>(
+      _mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#elif defined(__aarch64__)
+  return reinterpret_cast<u64>(vmull_u32(vmovn_u64(reinterpret_cast<uint64x2_t>(a)),
+                                         vmovn_u64(reinterpret_cast<uint64x2_t>(b))));
+#else
+  const u64 low = (u64{} + 0xFFFFFFFFu);
+  return (a & low) * (b & low);
+#endif
+}
+
+// Correctly rounded.
+static inline f32 square_root(f32 v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32>(_mm512_sqrt_ps(reinterpret_cast<__m512>(v)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<f32>(_mm256_sqrt_ps(reinterpret_cast<__m256>(v)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<f32>(_mm_sqrt_ps(reinterpret_cast<__m128>(v)));
+#elif defined(__aarch64__)
+  return reinterpret_cast<f32>(vsqrtq_f32(reinterpret_cast<float32x4_t>(v)));
+#else
+  for (int lane = 0; lane < LANES; ++lane) v[lane] = __builtin_sqrtf(v[lane]);
+  return v;
+#endif
+}
+
+}  // namespace
