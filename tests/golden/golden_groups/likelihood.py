@@ -1,0 +1,62 @@
+"""Losses, the KL of two Gaussians and the discretised decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastddpm.gaussian import discretized_gaussian_log_likelihood, normal_kl, open_tail
+from golden_groups import tensors
+from golden_groups.gaussian import diffusion_of, model_output
+
+
+def run(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.ndarray] | None:
+    subject = case["id"].split("/")[1]
+    if subject == "losses":
+        return _losses(case, inputs)
+    if subject == "normal_kl":
+        return _normal_kl(inputs)
+    if subject == "discretized_gaussian_log_likelihood":
+        return _decoder(inputs)
+    return None
+
+
+def _losses(case: dict[str, Any], inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+    config, given = case["config"], tensors(inputs)
+    d = diffusion_of(config)
+    kind = {"KL": "vlb", "RESCALED_KL": "rescaled_vlb"}.get(config["loss_type"], "hybrid")
+    # OpenAI's MSE adds the bound's term whole, RESCALED_MSE times T/1000.
+    weight = 1.0 if config["loss_type"] == "MSE" else None
+    losses = d.training_losses(
+        lambda x, t: model_output(given),
+        given["x_start"],
+        given["t"],
+        given["noise"],
+        kind,
+        vlb_weight=weight,
+    )
+    if config["loss_type"] == "RESCALED_MSE" and "vb" in losses:
+        losses["vb"] = losses["vb"] * d.num_steps / 1000
+    return {name: loss.numpy() for name, loss in losses.items()}
+
+
+def _normal_kl(inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+    given = tensors(inputs)
+    mean1, logvar1 = given["mean1"], given["logvar1"]
+    return {
+        "kl": normal_kl(mean1, logvar1, given["mean2"], given["logvar2"]).numpy(),
+        "kl_to_standard": normal_kl(mean1, logvar1, 0.0, 0.0).numpy(),
+    }
+
+
+def _decoder(inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+    given = tensors(inputs)
+    x, means, log_scales = given["x"], given["means"], given["log_scales"]
+    if x.ndim == 1:
+        means, log_scales = means[:, None, None], log_scales[None, :, None]
+    return {
+        "log_probs": discretized_gaussian_log_likelihood(x, means, log_scales).numpy(),
+        "branch_f32": open_tail(x.float()).numpy(),
+        "branch_f64": open_tail(x.double()).numpy(),
+    }

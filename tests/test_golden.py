@@ -1,0 +1,113 @@
+"""The golden vectors of independent implementations, through tests/golden/adapter.py.
+
+The sets lie beside the repository, in ../shared/golden; without them these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+ADAPTER = Path(__file__).parent / "golden" / "adapter.py"
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+
+# Every case of these is covered, but for those that evaluation, DDIM chains and drop-in
+# schedulers will cover.
+COVERED = (
+    "schedules",
+    "gaussian",
+    "lucidrains",
+    "unet_diffusers",
+    "unet_ho",
+    "unet_iddpm",
+    "likelihood",
+    "chains",
+    "ho",
+    "train",
+)
+ELSEWHERE = ("likelihood/bpd", "chains/iddpm/ddim")
+IN_FLOAT64 = ("gaussian", "lucidrains", "likelihood")
+
+pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden sets in {GOLDEN}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", COVERED)
+def test_group(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _check(group, lambda inputs: inputs, monkeypatch)
+
+
+@pytest.mark.parametrize("group", IN_FLOAT64)
+def test_group_in_float64(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _check(group, _widened, monkeypatch)
+
+
+def test_the_checker_rejects_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, adapter, context = _loaded(monkeypatch)
+    case = next(c for c in context.man["cases"] if c["id"] == "gaussian/linear1000/q_sample")
+    wrong = adapter.run(case, context.inputs(case), context)["x_t"] + np.float32(1e-4)
+    assert not check.compare(context, case["outputs"]["x_t"], wrong)[0]
+
+
+def _check(
+    group: str,
+    prepare: Callable[[dict[str, Any]], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every checked case of a group runs, returns all its outputs, and each is within tolerance."""
+    check, adapter, context = _loaded(monkeypatch)
+    cases = [
+        c
+        for c in context.man["cases"]
+        if c["group"] == group and c["check"] and not c["id"].startswith(ELSEWHERE)
+    ]
+    assert cases, f"the set has no case of {group}"
+    wrong = []
+    for case in cases:
+        if "raises" in case["outputs"]:
+            with pytest.raises(ValueError):
+                adapter.run(case, prepare(context.inputs(case)), context)
+            continue
+        results = adapter.run(case, prepare(context.inputs(case)), context)
+        if results is None:
+            wrong.append(f"{case['id']}: not covered")
+            continue
+        for name, expected in case["outputs"].items():
+            if name not in results:
+                wrong.append(f"{case['id']}: {name} not returned")
+                continue
+            good, ratio, _ = check.compare(context, expected, results[name])
+            if not good:
+                wrong.append(f"{case['id']}: {name} at {ratio:.3g} of its tolerance")
+    assert not wrong, "\n".join(wrong)
+
+
+def _widened(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.astype(np.float64)
+        if isinstance(value, np.ndarray) and value.dtype == np.float32
+        else value
+        for name, value in inputs.items()
+    }
+
+
+def _loaded(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType, Any]:
+    monkeypatch.syspath_prepend(str(ADAPTER.parent))
+    check = _module("golden_check", GOLDEN / "golden_check.py")
+    # For libraries with float64 tables, as ours are.
+    monkeypatch.setattr(check, "STRICT", True)
+    return check, _module("golden_adapter", ADAPTER), check.Ctx(str(GOLDEN / "public"))
+
+
+def _module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
