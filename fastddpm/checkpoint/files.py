@@ -1,0 +1,155 @@
+"""Files of a checkpoint, read with care and replaced whole.
+
+Tensors come from safetensors, or from torch files through torch.load(weights_only=True), so no
+file can run code. A file that is truncated, corrupt or of another kind is a ValueError that names
+it. A folder is written beside its place and renamed into it, so a reader, or a run that starts
+again after a crash, meets the old checkpoint or the new one and never a mixture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+TENSOR_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+
+# What torch's reader raises for damaged bytes, as found by flipping and cutting them
+# (tests/test_checkpoint_corrupt.py).
+_DAMAGED = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for anything else, naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    # UnicodeDecodeError and JSONDecodeError are ValueErrors; deep nesting is a RecursionError.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict of a .safetensors or torch file, on the CPU.
+
+    Raises:
+        ValueError: the file is truncated, corrupt, asks for code to run, or is no state dict.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path} is truncated or corrupt: {error}") from error
+    if path.suffix in TORCH_SUFFIXES:
+        return _read_torch(path)
+    known = ", ".join(TENSOR_SUFFIXES)
+    raise ValueError(f"{path}: expected a file that ends in one of {known}")
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            # torch warns of TypedStorage for old files; the user can do nothing about it.
+            warnings.simplefilter("ignore", UserWarning)
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
+            reason = "it holds Python objects other than tensors, which are never loaded"
+        raise ValueError(f"{path} is truncated, corrupt or no state dict: {reason}") from error
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{path}: expected a state dict, found {type(value).__name__}")
+    others = [str(k) for k, v in value.items() if not (isinstance(k, str) and torch.is_tensor(v))]
+    if others:
+        raise ValueError(
+            f"{path}: expected a state dict of tensors, found other values under "
+            f"{', '.join(others[:5])}; save the network's own state dict"
+        )
+    return dict(value)
+
+
+def replace_folder(
+    folder: Path, texts: Mapping[str, str], weights: str, state: Mapping[str, Tensor]
+) -> None:
+    """Make `folder` hold the files `texts` and the safetensors file `weights`, whole or not at all.
+
+    The last of `texts` is the one without which no reader takes the folder for a checkpoint.
+    Files under other names stay. Where only the weights change, as when training saves again, the
+    change is one rename. Otherwise the folder is exchanged by two renames: a crash just between
+    them leaves the old checkpoint whole, as `.NAME.*/old` beside its place.
+
+    Raises:
+        OSError: the disk is full or the place cannot be written; what stood there still stands.
+        ValueError: `folder` is a file.
+    """
+    folder = Path(os.path.realpath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; expected a folder, or a place for one")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    in_place = folder.is_dir() and _can_fill(folder, texts)
+    base = folder if in_place else folder.parent
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=base) as work:
+        new, old = Path(work, "new"), Path(work, "old")
+        new.mkdir()
+        _write(new / weights, safetensors.torch.save(dict(state), {"format": "pt"}))
+        for name, text in texts.items():
+            _write(new / name, text.encode())
+        if in_place:
+            for name in (weights, *texts):
+                os.replace(new / name, folder / name)
+        elif folder.exists():
+            _exchange(new, folder, old)
+        else:
+            new.rename(folder)
+
+
+def _can_fill(folder: Path, texts: Mapping[str, str]) -> bool:
+    """Whether replacing file by file passes through no state that a reader would mistake."""
+    present = {name: (folder / name).is_file() for name in texts}
+    same = all(present[n] and (folder / n).read_bytes() == texts[n].encode() for n in texts)
+    return same or not present[list(texts)[-1]]
+
+
+def _exchange(new: Path, folder: Path, old: Path) -> None:
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    for entry in old.iterdir():
+        if not (folder / entry.name).exists():
+            entry.rename(folder / entry.name)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
