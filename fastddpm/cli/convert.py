@@ -1,0 +1,52 @@
+"""``fastddpm convert``: a checkpoint of one family as one of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastddpm.cli import model as models
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("convert")(convert)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help=models.MODEL_HELP)],
+    folder: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.")],
+    to: Annotated[
+        str, typer.Option(help="Layout to write: diffusers or openai (state dict and kwargs.json).")
+    ] = "diffusers",
+    kwargs: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file of the arguments an OpenAI state dict was trained with: UNetModel's or "
+            "the training script's. [default: kwargs.json beside it]"
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a checkpoint in FOLDER.")] = False,
+) -> None:
+    """Read a checkpoint of either family and write it in the layout of the other, or of its own.
+
+    The network computes the same afterwards, and its noise schedule goes with it. What the other
+    side cannot express is refused.
+
+    Example: fastddpm convert ema_0.9999_500000.pt cifar10 --kwargs flags.json
+    """
+    from fastddpm.checkpoint import from_pretrained, save_openai, save_pretrained
+    from fastddpm.checkpoint.files import read_json
+
+    savers = {"diffusers": save_pretrained, "openai": save_openai}
+    if to not in savers:
+        raise ValueError(f"--to is one of {', '.join(savers)}; got {to!r}")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} is not empty: choose another folder, or --overwrite")
+    arguments = None if kwargs is None else read_json(kwargs)
+    unet, diffusion = from_pretrained(source, kwargs=arguments)
+    savers[to](folder, unet, diffusion)
+    count = sum(p.numel() for p in unet.parameters())
+    typer.echo(f"{count:,} parameters, {diffusion.num_steps} steps, in {folder} ({to} layout)")

@@ -1,0 +1,154 @@
+"""``fastddpm sample``: images from a model, as a PNG grid and an .npz of bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastddpm.cli import model as models
+
+if TYPE_CHECKING:
+    from fastddpm.cli.progress import Bar
+    from fastddpm.cli.sample_folder import Images, SampleFolder
+    from fastddpm.sampler import Sampler
+
+GRID_IMAGES = 100
+FORMATS = ("npz", "png")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("sample")(sample)
+
+
+def sample(
+    model: Annotated[str, typer.Option("--model", "-m", help=models.MODEL_HELP)] = "mnist",
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Images to make.")] = 64,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**64 - 1, help="Image i depends on the seed and i alone."),
+    ] = 0,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images run at once; each batch is kept when done.")
+    ] = 64,
+    steps: Annotated[int | None, typer.Option(min=1, help=models.STEPS_HELP)] = None,
+    spacing: Annotated[str, typer.Option(help=models.SPACING_HELP)] = "linspace",
+    engine: Annotated[str, typer.Option(help=models.ENGINE_HELP)] = "auto",
+    device: Annotated[str | None, typer.Option(help=models.DEVICE_HELP)] = None,
+    dtype: Annotated[str, typer.Option(help=models.DTYPE_HELP)] = "float32",
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Classes, as 0,1,2; image i gets the i-th, starting over at the end."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("samples"),
+    format: Annotated[
+        str, typer.Option(help="npz, or png for one file an image in OUT/images besides.")
+    ] = "npz",
+    overwrite: Annotated[bool, typer.Option(help="Replace other samples in OUT.")] = False,
+) -> None:
+    """Draw images by the whole reverse chain.
+
+    Writes OUT/samples.npz (array "samples", uint8 [N, H, W, C]; a byte is round((x+1)*127.5)),
+    OUT/samples.png (a grid of the first 100) and OUT/settings.json. Batches are kept as they
+    finish: after Ctrl-C or a crash the same command goes on where it stopped.
+    """
+    from fastddpm.cli.sample_folder import SampleFolder
+
+    if format not in FORMATS:
+        raise ValueError(f"--format is one of {', '.join(FORMATS)}; got {format!r}")
+    classes = _parse_labels(labels, num)
+    sampler, unet = models.load_sampler(model, steps, spacing, engine, device, dtype)
+    settings: dict[str, Any] = {
+        "model": model,
+        "weights_sha256": models.weights_digest(unet),
+        "diffusion": repr(sampler.diffusion),
+        "num": num,
+        "seed": seed,
+        "batch_size": batch_size,
+        "steps": sampler.diffusion.num_steps,
+        "spacing": spacing,
+        "dtype": dtype,
+        "labels": labels,
+        "format": format,
+    }
+    folder = SampleFolder(out, settings, overwrite=overwrite)
+    if folder.complete:
+        typer.echo(f"{out} already holds these {num} images (--overwrite makes them again)")
+        return
+    typer.echo(sampler.explain(), err=True)
+    parts = [range(i, min(i + batch_size, num)) for i in range(0, num, batch_size)]
+    _run(sampler, folder, parts, seed, classes)
+    samples = folder.join(parts)
+    written = _write_pictures(out, samples, format)
+    folder.finish(samples, classes)
+    typer.echo(f"{num} images in {out}: {', '.join(['samples.npz', *written])}")
+
+
+def _parse_labels(text: str | None, num: int) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        classes = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--labels expects classes as 0,1,2; got {text!r}") from None
+    return [classes[i % len(classes)] for i in range(num)]
+
+
+def _run(
+    sampler: Sampler,
+    folder: SampleFolder,
+    parts: list[range],
+    seed: int,
+    classes: list[int] | None,
+) -> None:
+    """Make the batches that are not done yet."""
+    from fastddpm.cli.progress import Bar
+
+    num, steps = parts[-1].stop, sampler.diffusion.num_steps
+    left = [part for part in parts if not folder.has(part)]
+    work = sum(map(len, left)) * steps
+    try:
+        with Bar("sampling", work, unit="images", scale=1 / steps) as bar:
+            for part in left:
+                folder.write(part, _batch(sampler, part, seed, classes, bar))
+    except KeyboardInterrupt:
+        done = sum(len(part) for part in parts if folder.has(part))
+        typer.echo(
+            f"{done} of {num} images are done and kept in {folder.folder}; "
+            "the same command goes on from there",
+            err=True,
+        )
+        raise
+
+
+def _batch(sampler: Sampler, part: range, seed: int, classes: list[int] | None, bar: Bar) -> Images:
+    from fastddpm.sampler import to_uint8
+
+    x = sampler.sample(
+        indices=part,
+        seed=seed,
+        labels=None if classes is None else classes[part.start : part.stop],
+        progress=lambda _, __: bar.advance(len(part)),
+    )
+    return to_uint8(x).numpy()
+
+
+def _write_pictures(out: Path, samples: Images, format: str) -> list[str]:
+    """The grid, and one file an image if asked for; returns what was written."""
+    import torch
+
+    from fastddpm.sampler import image_grid, save_png
+
+    images = torch.from_numpy(samples)
+    if images.shape[-1] not in (1, 3):
+        typer.echo(f"no PNG is made of {images.shape[-1]} channels", err=True)
+        return []
+    save_png(out / "samples.png", image_grid(images[:GRID_IMAGES]))
+    if format == "npz":
+        return ["samples.png"]
+    (out / "images").mkdir(exist_ok=True)
+    for i, image in enumerate(images):
+        save_png(out / "images" / f"{i:06d}.png", image)
+    return ["samples.png", "images/"]

@@ -1,0 +1,81 @@
+"""From the chain's [-1, 1] to pictures: uint8 = round((x + 1) * 127.5), the inverse of x =
+uint8/127.5 - 1."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images as bytes.
+
+    x: floating [B, C, H, W] in [-1, 1]; values beyond are clipped.
+    Returns uint8 [B, H, W, C] on the CPU. Rounds to the nearest level (OpenAI's scripts truncate).
+    """
+    if x.ndim != 4:
+        raise ValueError(f"expected images [B, C, H, W], got shape {list(x.shape)}")
+    levels = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in [-1, 1]."""
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise ValueError(
+            f"expected uint8 [B, H, W, C], got {images.dtype} of shape {list(images.shape)}"
+        )
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def image_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
+    """Lay images out row by row on white.
+
+    images:  uint8 [B, H, W, C], B >= 1.
+    columns: images in a row; None makes the grid about square.
+    gap:     pixels between images and around them.
+    Returns uint8 [rows * (H + gap) + gap, columns * (W + gap) + gap, C].
+    """
+    count, height, width, channels = images.shape
+    if count < 1:
+        raise ValueError("a grid needs at least one image")
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    size = (rows * (height + gap) + gap, columns * (width + gap) + gap, channels)
+    grid = torch.full(size, 255, dtype=torch.uint8)
+    for k, image in enumerate(images):
+        top = gap + (k // columns) * (height + gap)
+        left = gap + (k % columns) * (width + gap)
+        grid[top : top + height, left : left + width] = image
+    return grid
+
+
+def save_png(path: Path, image: Tensor) -> None:
+    """Write one uint8 image [H, W, C], C = 1 or 3, as a PNG: whole or not at all."""
+    if image.shape[-1] not in (1, 3):
+        raise ValueError(f"a PNG has 1 or 3 channels here, got {image.shape[-1]}")
+    pixels = image.numpy()
+    partial = path.with_name(path.name + ".partial")
+    try:
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(partial, "PNG")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_png(path: Path, channels: int) -> Tensor:
+    """Read a picture as uint8 [H, W, C] with the given number of channels (1: grey, 3: RGB).
+
+    Raises ValueError for another number of channels, OSError when the file is no readable picture.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"a picture is read with 1 or 3 channels, got {channels}")
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels).copy())

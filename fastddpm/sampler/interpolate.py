@@ -1,0 +1,124 @@
+"""Interpolation between images in the latent space of the chain (Ho et al. 2020, section 4.3).
+
+    x_t  ~ q(x_t | a),  x'_t ~ q(x_t | b)          the stochastic encoder, independent noises
+    xbar = (1 - lambda) x_t + lambda x'_t,   decoded by the reverse steps t, ..., 0
+
+The noise of encoder and decoder is the same for every lambda (the paper); the released code draws
+it anew for each, which ``resample_noise=True`` reproduces. With a smaller t less of the images is
+lost, with a larger t the results vary more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastddpm import ops
+from fastddpm.noise import Purpose
+from fastddpm.sampler.chain import Chain
+from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
+
+
+def interpolate(
+    chain: Chain,
+    a: Tensor,
+    b: Tensor,
+    t: int,
+    lambdas: Sequence[float],
+    seed: int,
+    *,
+    resample_noise: bool = False,
+    noise: CallerNoise | None = None,
+    labels: Tensor | None = None,
+    after_step: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Decode mixtures of a and b, all lambdas in one batch.
+
+    a, b:           float [C, H, W], or [B, C, H, W] for B pairs, in [-1, 1].
+    t:              step index, 0 to T-1, at which the images are mixed.
+    lambdas:        L weights of b; 0 is a and 1 is b, each encoded and decoded; beyond [0, 1]
+                    extrapolates.
+    resample_noise: draw new noise for each lambda. Draw r (the pair's number; with resampling
+                    lambda's number * B + the pair's) uses the counter's sample indices 2r and 2r+1
+                    under INTERPOLATION for the two encoders, and r under REVERSE for the chain.
+    noise:          ``fn(step, shape)`` instead of the seed: called with step = T for a's encoder
+                    and again for b's, then once for each step t, ..., 0 (the last unused). shape is
+                    [B, C, H, W], or [L*B, C, H, W], lambda by lambda, with resample_noise.
+    labels:         int64 [L * B] on the device, or None.
+    after_step:     called after each of the t + 1 steps.
+
+    Returns float32 [L, C, H, W] or [L, B, C, H, W]. Raises ValueError as ``Sampler.sample`` does.
+    """
+    pairs = _checked(chain, a, b, t, lambdas)
+    draws = pairs[0].shape[0] * (len(lambdas) if resample_noise else 1)
+    copies = 1 if resample_noise else len(lambdas)
+    z_a, z_b, source = _noise(chain, seed, noise, draws, copies, t)
+    x_t = _mix(chain, pairs, (z_a, z_b), t, lambdas)
+    decoded = chain.decode(x_t, source, t, labels=labels, after_step=after_step)
+    images = decoded.reshape(len(lambdas), *pairs[0].shape)
+    return images[:, 0] if a.ndim == len(chain.shape) else images
+
+
+def _checked(
+    chain: Chain, a: Tensor, b: Tensor, t: int, lambdas: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """a and b as float32 [B, C, H, W] on the device; ValueError if something does not fit."""
+    if a.shape != b.shape or tuple(a.shape[-len(chain.shape) :]) != chain.shape:
+        raise ValueError(
+            f"a and b must both have the sample's shape {list(chain.shape)}, or be batches of it; "
+            f"got {list(a.shape)} and {list(b.shape)}"
+        )
+    if not 0 <= t < chain.num_steps:
+        raise ValueError(f"t must be a step index from 0 to {chain.num_steps - 1}, got {t}")
+    if len(lambdas) == 0:
+        raise ValueError("lambdas must hold at least one weight")
+    shape = (-1, *chain.shape)
+    first, second = (v.to(chain.device, torch.float32).reshape(shape) for v in (a, b))
+    return first, second
+
+
+def _noise(
+    chain: Chain, seed: int, noise: CallerNoise | None, draws: int, copies: int, t: int
+) -> tuple[Tensor, Tensor, NoiseSource]:
+    """The two encoders' noise, each [draws, C, H, W], and the chain's, serving ``copies * draws``
+    rows."""
+    if noise is not None:
+        given = GivenNoise(noise, (draws, *chain.shape), chain.device, copies)
+        return given.draw(chain.num_steps), given.draw(chain.num_steps), given
+    rows = torch.arange(draws, device=chain.device)
+    step = int(chain.diffusion.schedule.timesteps[t])
+    z_a, z_b = (
+        ops.normal(
+            seed,
+            2 * rows + which,
+            step,
+            chain.shape,
+            Purpose.INTERPOLATION,
+            backend=chain.engine.backend,
+        )
+        for which in (0, 1)
+    )
+    return z_a, z_b, chain.counter_noise(seed, rows.repeat(copies))
+
+
+def _mix(
+    chain: Chain,
+    pairs: tuple[Tensor, Tensor],
+    noises: tuple[Tensor, Tensor],
+    t: int,
+    lambdas: Sequence[float],
+) -> Tensor:
+    """(1 - lambda) x_t + lambda x'_t for every lambda: [L * B, C, H, W]."""
+    encoded = []
+    for images, z in zip(pairs, noises, strict=True):
+        x_0 = images.repeat(z.shape[0] // images.shape[0], 1, 1, 1)
+        steps = torch.full((z.shape[0],), t, dtype=torch.int64, device=chain.device)
+        encoded.append(chain.diffusion.q_sample(x_0, steps, z))
+    # With noise shared by all lambdas there is one encoding of each image, with resampling one for
+    # each lambda.
+    x_a, x_b = (e.reshape(-1, *pairs[0].shape) for e in encoded)
+    weight = torch.tensor(list(lambdas), dtype=torch.float32, device=chain.device)
+    weight = weight.reshape(-1, *[1] * pairs[0].ndim)
+    return ((1 - weight) * x_a + weight * x_b).flatten(0, 1)

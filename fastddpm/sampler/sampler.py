@@ -1,0 +1,288 @@
+"""Sampler: images from a model by the whole reverse chain (Ho et al. 2020, algorithm 2).
+
+    x_T ~ N(0, I);   for i = T-1, ..., 0:  x <- step(x, i);   the image is the last x
+
+The index i counts the steps still to come after this one; a respaced diffusion has fewer of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastddpm import engine as engines
+from fastddpm.diffusion import GaussianDiffusion
+from fastddpm.sampler import interpolate
+from fastddpm.sampler.ancestral import StepTables
+from fastddpm.sampler.chain import Chain
+from fastddpm.sampler.explain import explain
+from fastddpm.sampler.network import Model, Network, device_of, evaluating, sample_shape
+from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
+
+Progress = Callable[[int, int], None]
+Labels = int | Sequence[int] | Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """A moment of the chain, as ``Sampler.stream`` yields it.
+
+    t:   steps still to go, so that x_t is the paper's: T - 1 after the first step, 0 for the
+         finished image.
+    x_t: float32 [B, C, H, W], the state.
+    x_0: float32 [B, C, H, W], the model's estimate of the image, made in the step that led to x_t.
+    """
+
+    t: int
+    x_t: Tensor
+    x_0: Tensor
+
+
+class Sampler:
+    """Samples of ``model`` under ``diffusion``.
+
+    model:      fastddpm.UNet or any callable (x, t) -> output. x is [B, C, H, W] in the network's
+                dtype, t [B] the original timesteps; the output a tensor, or an object that holds it
+                in ``.sample`` (diffusers).
+    engine:     "auto" takes the fastest that runs here, "reference" the plain loop with reference
+                ops; "compile", "cuda_graph", "cpu" that engine or a ValueError with the reason.
+    device:     where to run; None: where the model is.
+    dtype:      what the network computes in; None: its own. The chain's state is always float32.
+    shape:      (C, H, W) of a sample; needed where the model's config does not tell.
+    batch_size: the most images to run at once; None: all of them.
+
+    A model on another device or in another dtype than asked for is copied at every call, never
+    changed. During a call it is in evaluation mode and without gradients; each module's own mode is
+    restored.
+
+    Image i of a seed depends on (seed, i) alone: its noise is bit for bit the same in every batch,
+    order and process. What the network adds may differ in the last bits between batch *sizes*,
+    because torch picks other algorithms for them; a model that treats each row by itself gives
+    identical images for every split.
+
+    Raises ValueError for an engine that cannot run here, a device that is not there, or an unknown
+    shape.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        diffusion: GaussianDiffusion,
+        engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        shape: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        if not callable(model):
+            raise ValueError(f"model must be callable as model(x, t), got {type(model).__name__}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point type, got {dtype}")
+        found = sample_shape(model) if shape is None else tuple(shape)
+        if found is None:
+            raise ValueError("the model has no config that tells the sample's shape: give shape=")
+        self.model = model
+        self.diffusion = diffusion
+        self.device = device_of(model, device)
+        self.dtype = dtype
+        self.shape = found
+        self.batch_size = _batch_size(batch_size)
+        self._engine = engines.select(engine, self.device)
+        self._tables = StepTables.of(diffusion, self.device)
+
+    def sample(
+        self,
+        n: int | None = None,
+        seed: int = 0,
+        *,
+        indices: Iterable[int] | Tensor | None = None,
+        noise: CallerNoise | None = None,
+        labels: Labels | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Draw images.
+
+        Args:
+            n: how many; their indices are 0, ..., n-1. Give n or ``indices``.
+            seed: 0 to 2^64 - 1.
+            indices: which images of the seed to make, each >= 0, in any order.
+            noise: instead of the seed, ``fn(step, shape) -> float32 [n, C, H, W]``, called with
+                step = T for x_T and then once for each step T-1, ..., 0, the last included though
+                it adds no noise (so that draws align with OpenAI's and Ho's loops; diffusers draws
+                none there). The batch is not split.
+            labels: one class for all images, or one for each; needs a conditional model.
+            batch_size: overrides the sampler's for this call.
+            progress: called after every step with (steps done, steps in all), summed over the
+                      batches.
+
+        Returns:
+            float32 [n, C, H, W] on the sampler's device: the last step's mean as it is. With clip=1
+            that is the clipped estimate of x_0, in [-1, 1]; nothing is clamped beyond that.
+
+        Raises:
+            ValueError: arguments that do not fit together.
+            FloatingPointError: NaN or Inf in the chain; names the timestep.
+        """
+        chosen = _indices(n, indices, noise)
+        rows = self._labels(labels, len(chosen))
+        size = self._split(len(chosen), batch_size, noise)
+        chain = self._chain()
+        batches = [slice(i, i + size) for i in range(0, len(chosen), size)]
+        after_step = _counted(progress, len(batches) * chain.num_steps)
+        images = torch.empty((len(chosen), *self.shape), device=self.device)
+        for batch in batches:
+            source = _source(chain, seed, chosen[batch], noise)
+            images[batch] = chain.decode(
+                source.initial(chain.num_steps),
+                source,
+                chain.num_steps - 1,
+                labels=None if rows is None else rows[batch],
+                after_step=after_step,
+            )
+        return images
+
+    def stream(
+        self,
+        n: int | None = None,
+        seed: int = 0,
+        every: int = 50,
+        *,
+        indices: Iterable[int] | Tensor | None = None,
+        noise: CallerNoise | None = None,
+        labels: Labels | None = None,
+    ) -> Iterator[Step]:
+        """Progressive generation: states and estimates on the way to the images of ``sample``.
+
+        Yields a ``Step`` whenever t, the steps still to go, is a multiple of ``every``; the last
+        has t = 0 and x_t what ``sample`` returns. All images run as one batch. Other arguments and
+        errors as in ``sample``; the arguments are checked at once, the chain runs as it is read.
+        """
+        if every < 1:
+            raise ValueError(f"every must be at least 1 step, got {every}")
+        chosen = _indices(n, indices, noise)
+        return self._stream(seed, every, chosen, noise, self._labels(labels, len(chosen)))
+
+    def _stream(
+        self,
+        seed: int,
+        every: int,
+        chosen: Tensor,
+        noise: CallerNoise | None,
+        labels: Tensor | None,
+    ) -> Iterator[Step]:
+        chain = self._chain()
+        source = _source(chain, seed, chosen, noise)
+        estimate = torch.empty((len(chosen), *self.shape), device=self.device)
+        x = source.initial(chain.num_steps)
+        states = chain.run(x, source, chain.num_steps - 1, labels=labels, x_0=estimate)
+        for t in reversed(range(chain.num_steps)):
+            # Entered anew for each step: between them the model's mode is the caller's.
+            with evaluating(chain.network.model):
+                _, x = next(states)
+            if t % every == 0:
+                yield Step(t, x.clone(), estimate.clone())
+
+    def interpolate(
+        self,
+        a: Tensor,
+        b: Tensor,
+        t: int = 500,
+        lambdas: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+        seed: int = 0,
+        *,
+        resample_noise: bool = False,
+        noise: CallerNoise | None = None,
+        labels: Labels | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Images between a and b: [L, C, H, W], or [L, B, C, H, W] for batches of pairs.
+
+        Encodes both to step t, mixes with each of the L weights in ``lambdas`` and decodes, with
+        the same noise for every weight. See ``fastddpm.sampler.interpolate.interpolate`` for every
+        argument.
+        """
+        pairs = 1 if a.ndim == len(self.shape) else len(a)
+        return interpolate.interpolate(
+            self._chain(),
+            a,
+            b,
+            t,
+            lambdas,
+            seed,
+            resample_noise=resample_noise,
+            noise=noise,
+            labels=self._labels(labels, len(lambdas) * pairs),
+            after_step=_counted(progress, t + 1),
+        )
+
+    def explain(self) -> str:
+        """Which engine and kernels run, and why not the others, one line each."""
+        return explain(
+            self._engine, self.device, Network(self.model, self.device, self.dtype).dtype
+        )
+
+    def _chain(self) -> Chain:
+        network = Network(self.model, self.device, self.dtype)
+        return Chain(network, self.diffusion, self._tables, self._engine, self.shape, self.device)
+
+    def _labels(self, labels: Labels | None, count: int) -> Tensor | None:
+        if labels is None:
+            return None
+        rows = torch.as_tensor(labels, dtype=torch.int64, device=self.device)
+        if rows.ndim == 0:
+            return rows.expand(count)
+        if rows.shape != (count,):
+            raise ValueError(f"labels must be one class or {count}, got shape {list(rows.shape)}")
+        return rows
+
+    def _split(self, count: int, batch_size: int | None, noise: CallerNoise | None) -> int:
+        """Images in a batch, at least 1."""
+        size = _batch_size(batch_size) or self.batch_size or max(count, 1)
+        if noise is not None and size < count:
+            raise ValueError(
+                f"noise= draws for the whole batch: {count} images cannot be split into "
+                f"batches of {size}"
+            )
+        return size
+
+
+def _source(chain: Chain, seed: int, chosen: Tensor, noise: CallerNoise | None) -> NoiseSource:
+    if noise is None:
+        return chain.counter_noise(seed, chosen)
+    return GivenNoise(noise, (len(chosen), *chain.shape), chain.device)
+
+
+def _indices(
+    n: int | None, indices: Iterable[int] | Tensor | None, noise: CallerNoise | None
+) -> Tensor:
+    """The sample indices, int64 [n] on the host."""
+    if (n is None) == (indices is None):
+        raise ValueError("give either n, the number of images, or indices=")
+    if n is not None:
+        if n < 0:
+            raise ValueError(f"n must be at least 0, got {n}")
+        return torch.arange(n)
+    if noise is not None:
+        raise ValueError("noise= replaces the counter's noise, which indices= choose from: give n")
+    listed = indices.tolist() if isinstance(indices, Tensor) else list(indices or ())
+    if any(i < 0 or i >= 1 << 63 for i in listed):
+        raise ValueError(f"indices must lie in 0 to 2^63 - 1, got {min(listed)} to {max(listed)}")
+    return torch.tensor(listed, dtype=torch.int64)
+
+
+def _counted(progress: Progress | None, total: int) -> Callable[[], None]:
+    """A function that reports one step more at each call."""
+    done = itertools.count(1)
+    return lambda: None if progress is None else progress(next(done), total)
+
+
+def _batch_size(batch_size: int | None) -> int | None:
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    return batch_size

@@ -1,0 +1,484 @@
+"""The sampler against chains written out by hand, closed forms, and its own promises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastddpm.diffusion import GaussianDiffusion
+from fastddpm.noise import Purpose, normal
+from fastddpm.sampler import Sampler
+from fastddpm.schedule import NoiseSchedule
+from fastddpm.timesteps import linspace, trailing
+
+SHAPE = (2, 3, 5)
+DATA_MEAN, DATA_STD = 0.3, 0.2
+
+
+def schedule(T: int = 50) -> NoiseSchedule:
+    return NoiseSchedule.linear(T, 1e-3, 0.2)
+
+
+def rowwise(x: Tensor, t: Tensor) -> Tensor:
+    """A network that treats each element by itself, so that batches cannot matter."""
+    return (x * (1 + t.reshape(-1, 1, 1, 1).to(x.dtype) / 100)).sin()
+
+
+class ConvNet(nn.Module):
+    """A small network with dropout and a normalisation over the channels."""
+
+    def __init__(self, channels: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(channels, 8, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
+        self.dropout = nn.Dropout(0.5)
+        self.out = nn.Conv2d(8, channels, 3, padding=1)
+        self.seen: list[tuple[bool, torch.dtype]] = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.seen.append((self.training, x.dtype))
+        h = self.norm(self.conv(x)) * (1 + t.reshape(-1, 1, 1, 1).to(x.dtype) / 100)
+        return self.out(self.dropout(h.sigmoid()))
+
+
+def chain_by_hand(
+    model: Callable[[Tensor, Tensor], Tensor], s: NoiseSchedule, large: bool, indices: list[int]
+) -> Tensor:
+    """Algorithm 2 of Ho et al. in float64, from the betas; clipped at 1."""
+    ids = torch.tensor(indices)
+    abar = torch.cumprod(1 - s.betas, 0)
+    x = normal(9, ids, 0, SHAPE, Purpose.INITIAL).double()
+    for i in reversed(range(len(s))):
+        t = s.timesteps[i].expand(len(ids))
+        prev = abar[i - 1] if i else torch.tensor(1.0, dtype=torch.float64)
+        eps = model(x, t)
+        x_0 = ((x - (1 - abar[i]).sqrt() * eps) / abar[i].sqrt()).clamp(-1, 1)
+        beta = 1 - abar[i] / prev
+        mean = (prev.sqrt() * beta * x_0 + (1 - beta).sqrt() * (1 - prev) * x) / (1 - abar[i])
+        variance = beta if large else (1 - prev) / (1 - abar[i]) * beta
+        z = normal(9, ids, int(s.timesteps[i]), SHAPE, Purpose.REVERSE).double()
+        x = mean + (variance.sqrt() * z if i else 0)
+    return x
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("kept", [None, linspace(50, 7), trailing(50, 10)])
+def test_the_chain_is_algorithm_2(engine: str, large: bool, kept: Tensor | None) -> None:
+    s = schedule() if kept is None else schedule().respace(kept)
+    d = GaussianDiffusion(s, variance="fixed_large" if large else "fixed_small")
+    got = Sampler(rowwise, d, engine, shape=SHAPE).sample(indices=[4, 0, 2**40], seed=9)
+    expected = chain_by_hand(rowwise, s, large, [4, 0, 2**40])
+    assert got.dtype == torch.float32
+    # float32 arithmetic over 50 steps of a chain that contracts towards its data.
+    assert (got - expected).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "previous_sample"])
+@pytest.mark.parametrize("variance", ["fixed_small", "learned", "learned_range"])
+def test_the_chain_is_p_step_repeated(prediction: str, variance: str) -> None:
+    d = GaussianDiffusion(schedule(20), prediction, variance)
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        out = rowwise(x, t)
+        # A log-variance near the truth for "learned", anything in range for "learned_range".
+        values = out - 4 if variance == "learned" else out
+        return torch.cat([out, values], dim=1) if d.learns_variance else out
+
+    x = normal(0, torch.arange(3), 0, SHAPE, Purpose.INITIAL)
+    for i in reversed(range(20)):
+        t = torch.full((3,), i)
+        z = normal(0, torch.arange(3), i, SHAPE, Purpose.REVERSE)
+        x = d.p_step(model(x, t), x, t, z)
+    got = Sampler(model, d, shape=SHAPE).sample(3)
+    assert (got - x).abs().max() < 1e-5
+
+
+def test_the_closed_form_of_gaussian_data() -> None:
+    """For N(m, s²) data the optimal x_0 is affine in x_t, so each marginal of the chain is a normal
+    whose moments follow from the step's coefficients; the samples must have the last ones."""
+    s = schedule()
+    abar = s.alphas_cumprod
+
+    def posterior_mean(x: Tensor, t: Tensor) -> Tensor:
+        a = abar[t].reshape(-1, 1, 1, 1).to(x.dtype)
+        gain = a.sqrt() * DATA_STD**2 / (a * DATA_STD**2 + 1 - a)
+        return DATA_MEAN + gain * (x - a.sqrt() * DATA_MEAN)
+
+    mean, variance = 0.0, 1.0
+    for i in reversed(range(len(s))):
+        a = float(abar[i])
+        gain = math.sqrt(a) * DATA_STD**2 / (a * DATA_STD**2 + 1 - a)
+        c1, c2 = float(s.posterior_mean_coef1[i]), float(s.posterior_mean_coef2[i])
+        slope = c1 * gain + c2
+        mean = slope * mean + c1 * (1 - gain * math.sqrt(a)) * DATA_MEAN
+        variance = slope**2 * variance + (float(s.posterior_variance[i]) if i else 0.0)
+    d = GaussianDiffusion(s, "sample", clip=None)
+    x = Sampler(posterior_mean, d, shape=(1, 16, 16)).sample(400, seed=3).double()
+    count = x.numel()
+    # Five standard errors: a false alarm once in a million seeds, and the seed is fixed.
+    assert abs(float(x.mean()) - mean) < 5 * math.sqrt(variance / count)
+    assert abs(float(x.var()) - variance) < 5 * variance * math.sqrt(2 / count)
+    # And the chain itself is near the data; "fixed_small" loses variance in 50 coarse steps.
+    assert abs(mean - DATA_MEAN) < 0.01
+    assert 0.5 < variance / DATA_STD**2 < 1.0
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+def test_images_do_not_depend_on_the_split(batch_size: int) -> None:
+    d = GaussianDiffusion(schedule(20))
+    whole = Sampler(rowwise, d, shape=SHAPE).sample(7, seed=5)
+    split = Sampler(rowwise, d, shape=SHAPE, batch_size=batch_size)
+    assert torch.equal(split.sample(7, seed=5), whole)
+    assert torch.equal(split.sample(indices=[6, 2], seed=5), whole[[6, 2]])
+    assert torch.equal(split.sample(indices=torch.tensor([1]), seed=5), whole[1:2])
+    # The call's own batch size wins.
+    assert torch.equal(split.sample(7, 5, batch_size=4), whole)
+
+
+def test_a_convolutional_network_agrees_between_splits_up_to_rounding() -> None:
+    d = GaussianDiffusion(schedule(20))
+    sampler = Sampler(ConvNet(), d, shape=SHAPE)
+    whole = sampler.sample(6, seed=5)
+    assert (sampler.sample(6, seed=5, batch_size=4) - whole).abs().max() < 1e-5
+    assert not torch.equal(sampler.sample(6, seed=6), whole)
+
+
+def test_counter_noise_belongs_to_the_original_timestep() -> None:
+    """A respaced chain meets, at a timestep it keeps, the noise of the full chain there."""
+    s = schedule().respace([0, 10, 40])
+    drawn = {}
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        drawn[int(t[0])] = x.clone()
+        return torch.zeros_like(x)
+
+    d = GaussianDiffusion(s, "sample", clip=None)
+    Sampler(model, d, shape=SHAPE).sample(2)
+    ids = torch.arange(2)
+    z = normal(0, ids, 40, SHAPE, Purpose.REVERSE)
+    expected = s.posterior_mean_coef2[2] * drawn[40] + s.posterior_variance[2].sqrt() * z
+    assert torch.equal(drawn[40], normal(0, ids, 0, SHAPE, Purpose.INITIAL))
+    assert (drawn[10] - expected).abs().max() < 1e-6
+
+
+def test_the_callers_noise_is_asked_for_once_a_step_from_T_to_0() -> None:
+    d = GaussianDiffusion(schedule(8))
+    calls = []
+
+    def noise(step: int, shape: tuple[int, ...]) -> Tensor:
+        calls.append((step, shape))
+        if step == 8:
+            return normal(2, torch.arange(3), 0, SHAPE, Purpose.INITIAL)
+        return normal(2, torch.arange(3), step, SHAPE, Purpose.REVERSE)
+
+    sampler = Sampler(rowwise, d, shape=SHAPE)
+    got = sampler.sample(3, noise=noise)
+    assert calls == [(step, (3, *SHAPE)) for step in reversed(range(9))]
+    assert torch.equal(got, sampler.sample(3, seed=2))
+
+
+def test_stream_passes_through_the_states_of_sample() -> None:
+    d = GaussianDiffusion(schedule(20))
+    sampler = Sampler(rowwise, d, shape=SHAPE)
+    all_steps = list(sampler.stream(3, seed=1, every=1))
+    some = list(sampler.stream(3, seed=1, every=6))
+    assert [s.t for s in all_steps] == list(reversed(range(20)))
+    assert [s.t for s in some] == [18, 12, 6, 0]
+    for step in some:
+        same = all_steps[19 - step.t]
+        assert torch.equal(step.x_t, same.x_t)
+        assert torch.equal(step.x_0, same.x_0)
+    assert torch.equal(some[-1].x_t, sampler.sample(3, seed=1))
+    # The estimate of a step is made from the state before it.
+    before, after = all_steps[3], all_steps[4]
+    t = torch.full((3,), after.t)
+    expected = d.p_mean_variance(rowwise(before.x_t, t), before.x_t, t).x_0
+    assert (after.x_0 - expected).abs().max() < 1e-6
+
+
+def test_stream_can_be_left_early_and_gives_the_model_back_between_steps() -> None:
+    model = ConvNet().train()
+    steps = Sampler(model, GaussianDiffusion(schedule(20)), shape=SHAPE).stream(2, every=5)
+    next(steps)
+    assert model.training and model.dropout.training and torch.is_grad_enabled()
+    steps.close()
+    assert not any(training for training, _ in model.seen)
+
+
+def test_modes_are_restored_and_no_gradient_is_kept() -> None:
+    model = ConvNet().train()
+    model.norm.eval()
+    images = Sampler(model, GaussianDiffusion(schedule(5)), shape=SHAPE).sample(2)
+    assert not images.requires_grad
+    assert not any(training for training, _ in model.seen)
+    assert model.training and model.dropout.training and not model.norm.training
+    # An image may be used in a computation with gradients.
+    (images * model.conv.weight.sum()).sum().backward()
+
+
+def test_modes_are_restored_after_an_error() -> None:
+    model = ConvNet().train()
+    with torch.no_grad():
+        model.out.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError):
+        Sampler(model, GaussianDiffusion(schedule(5)), shape=SHAPE).sample(2)
+    assert model.training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_network_runs_in_the_dtype_asked_for_and_stays_as_it_is(dtype: torch.dtype) -> None:
+    model = ConvNet()
+    d = GaussianDiffusion(schedule(10))
+    exact = Sampler(model, d, shape=SHAPE).sample(2)
+    got = Sampler(RecordingCopy(model), d, dtype=dtype, shape=SHAPE).sample(2)
+    assert got.dtype == torch.float32
+    assert model.conv.weight.dtype == torch.float32
+    assert RecordingCopy.dtypes == {dtype}
+    tolerance = 1e-5 if dtype == torch.float64 else 0.1
+    assert (got - exact).abs().max() < tolerance
+
+
+class RecordingCopy(nn.Module):
+    """The sampler copies a model to change its dtype; the record is the class's."""
+
+    dtypes: set[torch.dtype]
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        type(self).dtypes = set()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        type(self).dtypes.add(x.dtype)
+        out: Tensor = self.inner(x, t)
+        return out
+
+
+def test_weights_changed_between_calls_are_seen() -> None:
+    model = ConvNet()
+    sampler = Sampler(model, GaussianDiffusion(schedule(5)), dtype=torch.bfloat16, shape=SHAPE)
+    before = sampler.sample(1)
+    with torch.no_grad():
+        model.out.bias.add_(0.5)
+    assert not torch.equal(sampler.sample(1), before)
+
+
+def test_labels_reach_the_model_row_by_row() -> None:
+    seen: list[list[int]] = []
+
+    def model(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        seen.append(labels.tolist())
+        return x * labels.reshape(-1, 1, 1, 1) / 10
+
+    sampler = Sampler(model, GaussianDiffusion(schedule(2)), shape=SHAPE)
+    images = sampler.sample(3, labels=[7, 1, 4], batch_size=2)
+    assert seen == [[7, 1], [7, 1], [4], [4]]
+    assert torch.equal(sampler.sample(3, labels=torch.tensor([7, 1, 4])), images)
+    seen.clear()
+    sampler.sample(2, labels=3)
+    assert seen == [[3, 3], [3, 3]]
+    with pytest.raises(ValueError, match="one class or 3"):
+        sampler.sample(3, labels=[1, 2])
+
+
+def test_a_model_may_return_an_object_and_tell_its_shape() -> None:
+    class Diffusers(nn.Module):
+        config = SimpleNamespace(in_channels=2, sample_size=(3, 5))
+
+        def forward(self, x: Tensor, t: Tensor) -> Any:
+            return SimpleNamespace(sample=rowwise(x, t))
+
+    d = GaussianDiffusion(schedule(5))
+    got = Sampler(Diffusers(), d).sample(2)
+    assert torch.equal(got, Sampler(rowwise, d, shape=SHAPE).sample(2))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("clip", [1.0, None])
+@pytest.mark.parametrize("bad", [417, 999, 0])
+def test_nan_and_inf_name_the_timestep(value: float, clip: float | None, bad: int) -> None:
+    s = NoiseSchedule.linear(1000).respace([0, 1, 200, 417, 800, 999])
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where((t == bad).reshape(-1, 1, 1, 1), value, 0 * x)
+
+    sampler = Sampler(model, GaussianDiffusion(s, clip=clip), shape=SHAPE)
+    with pytest.raises(FloatingPointError, match=f"at timestep {bad} "):
+        sampler.sample(2)
+    with pytest.raises(FloatingPointError, match=f"at timestep {bad} "):
+        list(sampler.stream(2))
+
+
+def test_one_bad_image_in_a_batch_is_enough() -> None:
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out[-1, -1, -1, -1] = math.inf
+        return out
+
+    with pytest.raises(FloatingPointError, match="at timestep 4 "):
+        Sampler(model, GaussianDiffusion(schedule(5)), shape=SHAPE).sample(3)
+
+
+def test_progress_counts_every_step_of_every_batch() -> None:
+    counted: list[tuple[int, int]] = []
+    sampler = Sampler(rowwise, GaussianDiffusion(schedule(4)), shape=SHAPE, batch_size=2)
+    sampler.sample(5, progress=lambda done, total: counted.append((done, total)))
+    assert counted == [(k, 12) for k in range(1, 13)]
+
+
+def test_no_images() -> None:
+    sampler = Sampler(rowwise, GaussianDiffusion(schedule(4)), shape=SHAPE)
+    assert sampler.sample(0).shape == (0, *SHAPE)
+    assert sampler.sample(indices=[]).shape == (0, *SHAPE)
+
+
+def test_a_clipped_chain_ends_in_range_without_a_clamp() -> None:
+    d = GaussianDiffusion(NoiseSchedule.linear(1000))
+    # An untrained network drives the estimate far beyond the bounds at once.
+    images = Sampler(lambda x, t: -3 * x, d, shape=SHAPE).sample(2)
+    assert images.abs().max() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "either n"),
+        ({"n": 2, "indices": [1]}, "either n"),
+        ({"n": -1}, "at least 0"),
+        ({"indices": [0, -3]}, "-3 to 0"),
+        ({"n": 2, "seed": -1}, "seed"),
+        ({"n": 2, "seed": 2**64}, "seed"),
+        ({"n": 2, "batch_size": 0}, "batch_size"),
+        ({"indices": [1], "noise": lambda step, shape: torch.zeros(shape)}, "give n"),
+        ({"n": 3, "batch_size": 2, "noise": lambda step, shape: torch.zeros(shape)}, "split"),
+        ({"n": 3, "noise": lambda step, shape: torch.zeros(shape[1:])}, "noise"),
+        ({"n": 3, "noise": lambda step, shape: None}, "got NoneType"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    sampler = Sampler(rowwise, GaussianDiffusion(schedule(4)), shape=SHAPE)
+    with pytest.raises(ValueError, match=message):
+        sampler.sample(**arguments)
+
+
+def test_wrong_samplers_are_refused() -> None:
+    d = GaussianDiffusion(schedule(4))
+    with pytest.raises(ValueError, match="give shape="):
+        Sampler(rowwise, d)
+    with pytest.raises(ValueError, match="callable"):
+        Sampler(3, d, shape=SHAPE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="floating"):
+        Sampler(rowwise, d, dtype=torch.int64, shape=SHAPE)
+    with pytest.raises(ValueError, match="not built yet"):
+        Sampler(rowwise, d, "compile", shape=SHAPE)
+    with pytest.raises(ValueError, match="every"):
+        Sampler(rowwise, d, shape=SHAPE).stream(2, every=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="sees no CUDA"):
+            Sampler(rowwise, d, device="cuda", shape=SHAPE)
+
+
+def test_explain_names_what_runs_and_what_does_not() -> None:
+    d = GaussianDiffusion(schedule(4))
+    said = Sampler(rowwise, d, shape=SHAPE).explain()
+    assert "engine: eager" in said and "float32 on cpu" in said
+    assert "not compile: " in said and "not cuda_graph: " in said
+    reference = Sampler(rowwise, d, "reference", dtype=torch.bfloat16, shape=SHAPE).explain()
+    assert "reference, in plain torch" in reference and "bfloat16" in reference
+
+
+# ---- interpolation
+
+
+def interpolator() -> tuple[Sampler, Tensor, Tensor]:
+    sampler = Sampler(rowwise, GaussianDiffusion(schedule(20)), shape=SHAPE)
+    a, b = sampler.sample(2, seed=11)
+    return sampler, a, b
+
+
+def test_interpolation_is_encoder_mixture_and_chain() -> None:
+    sampler, a, b = interpolator()
+    d, t, lambdas = sampler.diffusion, 12, [0.0, 0.3, 1.0]
+    got = sampler.interpolate(a, b, t, lambdas, seed=4)
+    assert got.shape == (3, *SHAPE)
+    z_a, z_b = normal(4, torch.tensor([0, 1]), t, SHAPE, Purpose.INTERPOLATION)
+    step = torch.tensor([t])
+    x_a = d.q_sample(a[None], step, z_a[None])
+    x_b = d.q_sample(b[None], step, z_b[None])
+    for image, weight in zip(got, lambdas, strict=True):
+        x = (1 - weight) * x_a + weight * x_b
+        for i in reversed(range(t + 1)):
+            z = normal(4, torch.tensor([0]), i, SHAPE, Purpose.REVERSE)
+            steps = torch.tensor([i])
+            x = d.p_step(rowwise(x, steps), x, steps, z)
+        assert (image - x[0]).abs().max() < 1e-5
+
+
+def test_the_noise_is_fixed_across_lambdas() -> None:
+    sampler, a, b = interpolator()
+    many = sampler.interpolate(a, b, 10, [0.2, 0.5, 0.5, 0.8])
+    assert torch.equal(many[1], many[2])
+    assert torch.equal(many[1], sampler.interpolate(a, b, 10, [0.5])[0])
+    drawn_anew = sampler.interpolate(a, b, 10, [0.5, 0.5], resample_noise=True)
+    assert torch.equal(drawn_anew[0], many[1])
+    assert not torch.equal(drawn_anew[0], drawn_anew[1])
+
+
+def test_at_lambda_0_and_1_only_one_image_matters() -> None:
+    sampler, a, b = interpolator()
+    ends = sampler.interpolate(a, b, 10, [0.0, 1.0])
+    assert torch.equal(ends[0], sampler.interpolate(a, -b, 10, [0.0])[0])
+    assert torch.equal(ends[1], sampler.interpolate(-a, b, 10, [1.0])[0])
+    assert not torch.equal(ends[0], ends[1])
+
+
+def test_little_noise_gives_the_images_back() -> None:
+    """With the optimal estimate of x_0 near x_t, t = 0 decodes to nearly the mixture itself."""
+    _, a, b = interpolator()
+    exact = Sampler(lambda x, t: 0 * x, GaussianDiffusion(NoiseSchedule.linear(10)), shape=SHAPE)
+    got = exact.interpolate(a, b, 0, [0.0, 0.5, 1.0])
+    # q(x_0+1 | x_0) at the first step has a standard deviation of .01.
+    for image, expected in zip(got, [a, (a + b) / 2, b], strict=True):
+        assert (image - expected).abs().max() < 0.06
+
+
+def test_pairs_run_as_a_batch() -> None:
+    sampler, a, b = interpolator()
+    both = sampler.interpolate(torch.stack([a, b]), torch.stack([b, a]), 10, [0.25, 0.75])
+    assert both.shape == (2, 2, *SHAPE)
+    assert torch.equal(both[:, 0], sampler.interpolate(a, b, 10, [0.25, 0.75]))
+
+
+def test_the_callers_noise_in_an_interpolation() -> None:
+    sampler, a, b = interpolator()
+    calls = []
+
+    def noise(step: int, shape: tuple[int, ...]) -> Tensor:
+        calls.append((step, shape))
+        if step == 20:
+            which = sum(s == 20 for s, _ in calls) - 1
+            return normal(0, torch.tensor([which]), 3, SHAPE, Purpose.INTERPOLATION)
+        return normal(0, torch.tensor([0]), step, SHAPE, Purpose.REVERSE)
+
+    got = sampler.interpolate(a, b, 3, [0.2, 0.9], noise=noise)
+    assert [step for step, _ in calls] == [20, 20, 3, 2, 1, 0]
+    assert {shape for _, shape in calls} == {(1, *SHAPE)}
+    assert torch.equal(got, sampler.interpolate(a, b, 3, [0.2, 0.9]))
+
+
+def test_wrong_interpolations_are_refused() -> None:
+    sampler, a, b = interpolator()
+    with pytest.raises(ValueError, match="sample's shape"):
+        sampler.interpolate(a, b[:1], 3)
+    with pytest.raises(ValueError, match="0 to 19"):
+        sampler.interpolate(a, b, 20)
+    with pytest.raises(ValueError, match="at least one"):
+        sampler.interpolate(a, b, 3, [])
