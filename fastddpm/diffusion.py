@@ -130,24 +130,24 @@ class GaussianDiffusion:
         """Mean, variance and log-variance of q(x_t | x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I); like x_0."""
         self._check(x_0, t)
         return (
-            self.coefficient("signal", t, x_0) * x_0,
-            self.coefficient("noise_variance", t, x_0).expand(x_0.shape),
-            self.coefficient("noise_log_variance", t, x_0).expand(x_0.shape),
+            self.at("signal", t, x_0) * x_0,
+            self.at("noise_variance", t, x_0).expand(x_0.shape),
+            self.at("noise_log_variance", t, x_0).expand(x_0.shape),
         )
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = √ᾱ_t x_0 + √(1-ᾱ_t) noise, noise ~ N(0, I) of x_0's shape (equation 4)."""
         self._check(x_0, t, noise=noise)
-        return self.coefficient("signal", t, x_0) * x_0 + self.coefficient("noise", t, x_0) * noise
+        return self.at("signal", t, x_0) * x_0 + self.at("noise", t, x_0) * noise
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0) (equations 6, 7)."""
         self._check(x_t, t, x_0=x_0)
-        mean = self.coefficient("coef1", t, x_t) * x_0 + self.coefficient("coef2", t, x_t) * x_t
+        mean = self.at("coef1", t, x_t) * x_0 + self.at("coef2", t, x_t) * x_t
         return (
             mean,
-            self.coefficient("posterior_variance", t, x_t).expand(x_t.shape),
-            self.coefficient("posterior_log_variance", t, x_t).expand(x_t.shape),
+            self.at("posterior_variance", t, x_t).expand(x_t.shape),
+            self.at("posterior_log_variance", t, x_t).expand(x_t.shape),
         )
 
     # ---- the reverse process
@@ -170,16 +170,14 @@ class GaussianDiffusion:
         self._check(x_t, t, noise=noise)
         p = self.p_mean_variance(model_output, x_t, t)
         if self.learns_variance:
-            return (
-                p.mean
-                + self.coefficient("noise_gate", t, x_t) * (0.5 * p.log_variance).exp() * noise
-            )
-        return p.mean + self.coefficient("sigma", t, x_t) * noise
+            sigma = self.at("noise_gate", t, x_t) * (0.5 * p.log_variance).exp()
+            return p.mean + sigma * noise
+        return p.mean + self.at("sigma", t, x_t) * noise
 
     def score(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's estimate of ∇ log q(x_t): -ε̂/√(1-ᾱ_t), ε̂ before any clipping; like x_t."""
         output, _ = self._split(model_output, x_t, t)
-        return -self._epsilon(output, x_t, t) / self.coefficient("noise", t, x_t)
+        return -self._epsilon(output, x_t, t) / self.at("noise", t, x_t)
 
     def step_table(self) -> Tensor:
         """All that each reverse step needs: float64 [T, 10], a row a step, columns STEP_COLUMNS.
@@ -308,19 +306,16 @@ class GaussianDiffusion:
     ) -> Prediction:
         self._check_signal()
         output, values = self._split(model_output, x_t, t)
-        raw = (
-            self.coefficient("x0_from_x", t, x_t) * x_t
-            + self.coefficient("x0_from_output", t, x_t) * output
-        )
+        raw = self.at("x0_from_x", t, x_t) * x_t + self.at("x0_from_output", t, x_t) * output
         epsilon = self._epsilon(output, x_t, t)
         x_0 = raw
         if clip is not None:
             x_0 = raw.clamp(-clip, clip)
-            epsilon = epsilon + self.coefficient("root_snr", t, x_t) * (raw - x_0)
+            epsilon = epsilon + self.at("root_snr", t, x_t) * (raw - x_0)
         if self.prediction == "previous_sample":
             mean = output
         else:
-            mean = self.coefficient("coef1", t, x_t) * x_0 + self.coefficient("coef2", t, x_t) * x_t
+            mean = self.at("coef1", t, x_t) * x_0 + self.at("coef2", t, x_t) * x_t
         variance, log_variance = self._variance(values, x_t, t)
         return Prediction(mean, variance, log_variance, x_0, epsilon)
 
@@ -328,12 +323,12 @@ class GaussianDiffusion:
         """σ_t² and its logarithm, like x_t; values is the second half of the output or None."""
         if values is None:
             return (
-                self.coefficient("variance", t, x_t).expand(x_t.shape),
-                self.coefficient("log_variance", t, x_t).expand(x_t.shape),
+                self.at("variance", t, x_t).expand(x_t.shape),
+                self.at("log_variance", t, x_t).expand(x_t.shape),
             )
         if self.variance == "learned_range":
             share = (values + 1) / 2
-            low, high = (self.coefficient(f"log_variance_{end}", t, x_t) for end in ("min", "max"))
+            low, high = (self.at(f"log_variance_{end}", t, x_t) for end in ("min", "max"))
             values = share * high + (1 - share) * low
         return values.exp(), values
 
@@ -341,10 +336,7 @@ class GaussianDiffusion:
         """The noise that the output stands for, before clipping."""
         if self.prediction == "epsilon":
             return output
-        return (
-            self.coefficient("eps_from_x", t, x_t) * x_t
-            + self.coefficient("eps_from_output", t, x_t) * output
-        )
+        return self.at("eps_from_x", t, x_t) * x_t + self.at("eps_from_output", t, x_t) * output
 
     def target(self, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """What the output should be."""
@@ -353,9 +345,7 @@ class GaussianDiffusion:
         if self.prediction == "sample":
             return x_0
         if self.prediction == "v_prediction":
-            return (
-                self.coefficient("signal", t, x_0) * noise - self.coefficient("noise", t, x_0) * x_0
-            )
+            return self.at("signal", t, x_0) * noise - self.at("noise", t, x_0) * x_0
         return self.q_posterior(x_0, x_t, t)[0]
 
     def _split(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -445,7 +435,7 @@ class GaussianDiffusion:
             "sigma": 0 * gate if self.learns_variance else gate * (0.5 * log_variance).exp(),
         }
 
-    def coefficient(self, name: str, t: Tensor, x: Tensor) -> Tensor:
+    def at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
         """Row t of one of `_tables` in x's precision, [B, 1, ...] to broadcast over x."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         return self._copy(name, x.device, dtype)[t].reshape(-1, *[1] * (x.ndim - 1))

@@ -73,6 +73,8 @@ def _tanh_bin(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def _tanh_cdf(z: Tensor) -> Tensor:
+    # 0 or 1 to the last bit of float64 beyond ±10, where z³ could overflow and its gradient be NaN
+    z = z.clamp(-10, 10)
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
 

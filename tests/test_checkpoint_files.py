@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def filled(value: float, **fields: Any) -> UNet:
 
 
 def first(unet: UNet) -> float:
-    return float(unet.conv_in.weight.flatten()[0])
+    return float(unet.conv_in.weight.detach().flatten()[0])
 
 
 @pytest.fixture
@@ -187,9 +187,19 @@ def test_wrong_json(text: str, checkpoint: Path) -> None:
         from_pretrained(checkpoint)
 
 
+class Intact(NamedTuple):
+    """A checkpoint, and the file of it that is to be damaged."""
+
+    folder: Path
+    path: Path
+    content: bytes
+
+    def __repr__(self) -> str:
+        return f"Intact({self.path.name})"
+
+
 @pytest.fixture(scope="module", params=["zip.pt", "legacy.pt", WEIGHTS, CONFIG])
-def intact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(folder of a checkpoint, the file of it that is to be damaged, its bytes)."""
+def intact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Intact:
     folder = tmp_path_factory.mktemp("intact")
     save_pretrained(folder, filled(1.0), diffusion())
     if request.param.endswith(".pt"):
@@ -199,7 +209,7 @@ def intact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         (folder / WEIGHTS).unlink()
     else:
         path = folder / request.param
-    return folder, path, path.read_bytes()
+    return Intact(folder, path, path.read_bytes())
 
 
 many = settings(
@@ -209,7 +219,7 @@ many = settings(
 
 @many
 @given(share=st.floats(0, 1, exclude_max=True))
-def test_a_truncated_file_is_a_value_error(intact: Any, share: float) -> None:
+def test_a_truncated_file_is_a_value_error(intact: Intact, share: float) -> None:
     folder, path, content = intact
     # The last bytes of JSON are a brace and a newline, which may go.
     path.write_bytes(content[: int(share * (len(content) - 1))])
@@ -222,7 +232,7 @@ def test_a_truncated_file_is_a_value_error(intact: Any, share: float) -> None:
 
 @many
 @given(data=st.data())
-def test_a_flipped_bit_is_read_or_a_value_error(intact: Any, data: st.DataObject) -> None:
+def test_a_flipped_bit_is_read_or_a_value_error(intact: Intact, data: st.DataObject) -> None:
     """A flip within a number cannot be seen; any other is refused, and none is a crash."""
     folder, path, content = intact
     # Mostly where the structure is: the ends of the file.

@@ -102,12 +102,15 @@ def test_gradients(cdf: str) -> None:
     )
 
 
-@pytest.mark.parametrize("cdf", CDFS)
+# torch's own gradient of log_ndtr is wrong beyond about 1e7 standard deviations.
+@pytest.mark.parametrize(("cdf", "narrowest"), [("tanh", -25.0), ("erf", -9.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_extremes_are_finite_with_their_gradients(cdf: str, dtype: torch.dtype) -> None:
+def test_extremes_are_finite_with_their_gradients(
+    cdf: str, narrowest: float, dtype: torch.dtype
+) -> None:
     x = LEVELS.to(dtype)[:, None]
-    mean = torch.tensor([-1e3, -1.0, 0.0, 30.0], dtype=dtype, requires_grad=True)
-    log_scale = torch.tensor([-9.0, 5.0, -5.0, 0.0], dtype=dtype, requires_grad=True)
+    mean = torch.tensor([-1e3, -1.0, 300.0, 30.0], dtype=dtype, requires_grad=True)
+    log_scale = torch.tensor([-9.0, 5.0, narrowest, 0.0], dtype=dtype, requires_grad=True)
     bins = discretized_gaussian_log_likelihood(x, mean, log_scale, cdf)
     assert bins.dtype == dtype and bins.isfinite().all() and (bins <= 0).all()
     bins.sum().backward()

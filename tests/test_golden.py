@@ -17,8 +17,7 @@ import pytest
 ADAPTER = Path(__file__).parent / "golden" / "adapter.py"
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 
-# Every case of these is covered, but for those that evaluation, DDIM chains and drop-in
-# schedulers will cover.
+# Every case of these is covered, but for whole likelihoods and whole DDIM chains.
 COVERED = (
     "schedules",
     "gaussian",
@@ -31,7 +30,7 @@ COVERED = (
     "ho",
     "train",
 )
-ELSEWHERE = ("likelihood/bpd", "chains/iddpm/ddim")
+ELSEWHERE = ("likelihood/bpd", "chains/iddpm/ddim", "chains/diffusers/ddim")
 IN_FLOAT64 = ("gaussian", "lucidrains", "likelihood")
 
 pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden sets in {GOLDEN}")

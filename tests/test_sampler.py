@@ -457,6 +457,17 @@ def test_pairs_run_as_a_batch() -> None:
     assert torch.equal(both[:, 0], sampler.interpolate(a, b, 10, [0.25, 0.75]))
 
 
+def test_samples_of_one_and_of_three_dimensions() -> None:
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        return x.sin()
+
+    for shape in ((2, 7), (1, 2, 3, 4)):
+        sampler = Sampler(model, GaussianDiffusion(schedule(10)), shape=shape)
+        a, b = sampler.sample(2)
+        assert a.shape == shape
+        assert sampler.interpolate(a, b, 5, [0.5, 1.0]).shape == (2, *shape)
+
+
 def test_the_callers_noise_in_an_interpolation() -> None:
     sampler, a, b = interpolator()
     calls = []
@@ -476,8 +487,11 @@ def test_the_callers_noise_in_an_interpolation() -> None:
 
 def test_wrong_interpolations_are_refused() -> None:
     sampler, a, b = interpolator()
+    for wrong in (a[:1], a[None, None]):
+        with pytest.raises(ValueError, match="sample's shape"):
+            sampler.interpolate(wrong, wrong, 3)
     with pytest.raises(ValueError, match="sample's shape"):
-        sampler.interpolate(a, b[:1], 3)
+        sampler.interpolate(a, b[None], 3)
     with pytest.raises(ValueError, match="0 to 19"):
         sampler.interpolate(a, b, 20)
     with pytest.raises(ValueError, match="at least one"):

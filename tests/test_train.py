@@ -301,13 +301,13 @@ def test_a_stopped_and_resumed_run_equals_a_whole_one(
 
 @pytest.mark.slow
 def test_a_killed_run_equals_a_whole_one(config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(config, steps=400, checkpoint_every=5, lr_schedule="constant")
+    config = replace(config, steps=120, checkpoint_every=5, lr_schedule="constant")
     twin = replace(config, out=str(tmp_path / "twin"))
     path = tmp_path / "twin.toml"
     path.write_text(to_toml(twin), encoding="utf-8")
     log = Path(twin.out) / "log.jsonl"
     # Each time a little further, and at no particular moment of a step.
-    for records, delay in ((2, 0.0), (40, 0.013), (90, 0.021)):
+    for records, delay in ((2, 0.0), (25, 0.013)):
         process = subprocess.Popen([sys.executable, "-c", RUN, "train", str(path)])
         deadline = time.monotonic() + 120
         while not (log.exists() and log.read_text().count("\n") >= records):

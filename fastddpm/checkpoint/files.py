@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -27,9 +28,11 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 TENSOR_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 # What torch's reader raises for damaged bytes, as found by flipping and cutting them
-# (tests/test_checkpoint_corrupt.py).
+# (tests/test_checkpoint_files.py).
 _DAMAGED = (
     RuntimeError,
+    OSError,
+    struct.error,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     EOFError,
@@ -73,11 +76,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    # Opened here, so that a file that cannot be opened is not taken for a damaged one.
+    with path.open("rb") as file, warnings.catch_warnings():
+        # torch warns of TypedStorage for old files; the user can do nothing about it.
+        warnings.simplefilter("ignore", UserWarning)
+        return _state_dict(file, path)
+
+
+def _state_dict(file: BinaryIO, path: Path) -> dict[str, Tensor]:
     try:
-        with warnings.catch_warnings():
-            # torch warns of TypedStorage for old files; the user can do nothing about it.
-            warnings.simplefilter("ignore", UserWarning)
-            value = torch.load(path, map_location="cpu", weights_only=True)
+        value = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if "Unsupported global" in str(error) or "GLOBAL" in str(error):

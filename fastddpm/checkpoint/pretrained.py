@@ -105,7 +105,8 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
     if not path.exists():
         names = ", ".join(builtin_names()) or "none"
         raise ValueError(
-            f"expected a file, a folder or a built-in model ({names}), found nothing at {path}"
+            f"expected a file, a folder or a built-in model ({names}), found nothing at {path}; "
+            "a model of a hub must be downloaded first"
         )
     return path
 

@@ -1,14 +1,10 @@
-"""The command line: ``fastddpm sample | interpolate | train | convert | doctor``, one file per
-command."""
+"""The command line, one file per command: ``fastddpm sample | interpolate | train | ...``."""
 
 from __future__ import annotations
 
-import importlib.util
-from importlib import import_module
-
 import typer
 
-from fastddpm.cli import doctor, interpolate, sample
+from fastddpm.cli import convert, doctor, interpolate, sample, train
 from fastddpm.cli.errors import Commands
 
 app = typer.Typer(
@@ -18,6 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 
 
@@ -30,11 +27,8 @@ def _options(
     """Options of every command; ``debug`` is read by fastddpm.cli.errors.Commands."""
 
 
-for _command in (sample, interpolate, doctor):
+for _command in (sample, interpolate, train, convert, doctor):
     _command.register(app)
-for _name in ("fastddpm.cli.train", "fastddpm.cli.convert"):
-    if importlib.util.find_spec(_name) is not None:
-        import_module(_name).register(app)
 
 
 def main() -> None:

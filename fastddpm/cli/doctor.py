@@ -7,7 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
+import torch
 import typer
+
+from fastddpm import ops
+from fastddpm.checkpoint import from_pretrained
+from fastddpm.noise import Purpose, philox4x32
 
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "diffusers", "tensorboard", "scipy")
 
@@ -67,14 +72,10 @@ def _package(name: str) -> Finding:
 
 
 def _cpu_library() -> Finding:
-    from fastddpm import ops
-
     return Finding("CPU library", ops.cpu_library_status())
 
 
 def _gpu() -> Finding:
-    import torch
-
     if not torch.cuda.is_available():
         return Finding("GPU", "none that this torch can use; chains run on the CPU")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -82,8 +83,6 @@ def _gpu() -> Finding:
 
 
 def _built_in_model() -> Finding:
-    from fastddpm.checkpoint import from_pretrained
-
     try:
         unet, diffusion = from_pretrained("mnist")
     except (ValueError, OSError) as error:
@@ -93,10 +92,6 @@ def _built_in_model() -> Finding:
 
 
 def _noise_words() -> Finding:
-    import torch
-
-    from fastddpm.noise import philox4x32
-
     for word, expected in KNOWN_ANSWERS.items():
         counter = torch.tensor([word])
         words = philox4x32((counter, counter, counter, counter), (word, word))
@@ -106,11 +101,6 @@ def _noise_words() -> Finding:
 
 
 def _noise_kernels() -> Finding:
-    import torch
-
-    from fastddpm import ops
-    from fastddpm.noise import Purpose
-
     indices = torch.arange(4)
     draws = [
         ops.normal(7, indices, 11, (3, 5, 7), Purpose.REVERSE, backend=backend)

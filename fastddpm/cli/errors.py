@@ -1,7 +1,6 @@
 """What a user sees when a command fails: one line on stderr and an exit code, no traceback.
 
-0  done                        2  wrong arguments (typer's own)
-1  failed                    130  stopped by Ctrl-C
+Exit codes: 0 done, 1 failed, 2 wrong arguments (typer's own), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -31,7 +30,8 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             _report("stopped")
             raise typer.Exit(INTERRUPTED) from None
-        except (typer.Exit, typer.Abort):
+        # A closed pipe (`fastddpm ... | head`) is nobody's mistake; typer ends quietly.
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         # RuntimeError is torch's error for memory, and for a full disk while it writes a file.
         except (ValueError, OSError, ArithmeticError, MemoryError, ImportError, RuntimeError) as e:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from torch import Tensor
 
 from fastddpm.cli import model as models
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fastddpm.sampler import Sampler
+from fastddpm.cli.progress import Bar
+from fastddpm.cli.sample_folder import write_whole
+from fastddpm.sampler import Sampler, from_uint8, image_grid, load_png, save_png, to_uint8
 
 
 def register(app: typer.Typer) -> None:
@@ -48,10 +47,6 @@ def interpolate(
 
     Writes one row of images, from A to B, and the settings beside it as OUT with the ending .json.
     """
-    from fastddpm.cli.progress import Bar
-    from fastddpm.cli.sample_folder import write_whole
-    from fastddpm.sampler import image_grid, save_png, to_uint8
-
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists: choose another --out, or --overwrite")
     weights = _parse_weights(lambdas)
@@ -102,9 +97,6 @@ def _parse_weights(text: str) -> list[float]:
 
 def _image(sampler: Sampler, end: str, seed: int) -> Tensor:
     """A picture as the model sees it, float32 [C, H, W]; digits mean a sample of the seed."""
-    from fastddpm.cli.progress import Bar
-    from fastddpm.sampler import from_uint8, load_png
-
     if end.isdigit():
         with Bar(f"sampling image {end}", sampler.diffusion.num_steps) as bar:
             return sampler.sample(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import nn
+import torch
+from torch import nn
 
-    from fastddpm.diffusion import GaussianDiffusion
-    from fastddpm.sampler import Sampler
+from fastddpm import timesteps
+from fastddpm.checkpoint import from_pretrained
+from fastddpm.diffusion import GaussianDiffusion
+from fastddpm.sampler import Sampler
 
 MODEL_HELP = "A built-in name, a diffusers folder or a checkpoint file."
-STEPS_HELP = (
-    "Reverse steps, 1 to T; fewer than T are spread over the T that the model knows. [default: T]"
-)
+STEPS_HELP = "Reverse steps, 1 to T, all T by default; fewer are spread over the T of the model."
 SPACING_HELP = "How fewer steps are spread: linspace, leading, trailing or quad."
 ENGINE_HELP = "auto, reference, compile, cuda_graph or cpu; one asked for is used or refused."
-DEVICE_HELP = "Where to run: cpu, cuda, cuda:1, ... [default: a GPU if torch sees one]"
+DEVICE_HELP = "Where to run: cpu, cuda, cuda:1, ...; by default a GPU if torch sees one."
 DTYPE_HELP = "What the network computes in: float32, bfloat16 or float16."
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,11 +26,6 @@ def load_sampler(
     model: str, steps: int | None, spacing: str, engine: str, device: str | None, dtype: str
 ) -> tuple[Sampler, nn.Module]:
     """The sampler over the model's (respaced) chain, and the network itself."""
-    import torch
-
-    from fastddpm.checkpoint import from_pretrained
-    from fastddpm.sampler import Sampler
-
     if dtype not in DTYPES:
         raise ValueError(f"--dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
     unet, diffusion = from_pretrained(model)
@@ -42,8 +36,6 @@ def load_sampler(
 
 def respaced(diffusion: GaussianDiffusion, steps: int | None, spacing: str) -> GaussianDiffusion:
     """The diffusion over ``steps`` of its timesteps; None keeps them all."""
-    from fastddpm import timesteps
-
     if steps is None:
         return diffusion
     kept = timesteps.spaced(spacing, diffusion.num_steps, steps)
@@ -53,8 +45,6 @@ def respaced(diffusion: GaussianDiffusion, steps: int | None, spacing: str) -> G
 def weights_digest(network: nn.Module) -> str:
     """SHA-256 over names, dtypes and values of the weights: the identity of a model, wherever it
     lies."""
-    import torch
-
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from fastddpm.cli import model as models
-
-if TYPE_CHECKING:
-    from fastddpm.cli.progress import Bar
-    from fastddpm.cli.sample_folder import Images, SampleFolder
-    from fastddpm.sampler import Sampler
+from fastddpm.cli.progress import Bar
+from fastddpm.cli.sample_folder import Images, SampleFolder
+from fastddpm.sampler import Sampler, image_grid, save_png, to_uint8
 
 GRID_IMAGES = 100
 FORMATS = ("npz", "png")
@@ -54,8 +53,6 @@ def sample(
     OUT/samples.png (a grid of the first 100) and OUT/settings.json. Batches are kept as they
     finish: after Ctrl-C or a crash the same command goes on where it stopped.
     """
-    from fastddpm.cli.sample_folder import SampleFolder
-
     if format not in FORMATS:
         raise ValueError(f"--format is one of {', '.join(FORMATS)}; got {format!r}")
     classes = _parse_labels(labels, num)
@@ -104,8 +101,6 @@ def _run(
     classes: list[int] | None,
 ) -> None:
     """Make the batches that are not done yet."""
-    from fastddpm.cli.progress import Bar
-
     num, steps = parts[-1].stop, sampler.diffusion.num_steps
     left = [part for part in parts if not folder.has(part)]
     work = sum(map(len, left)) * steps
@@ -124,8 +119,6 @@ def _run(
 
 
 def _batch(sampler: Sampler, part: range, seed: int, classes: list[int] | None, bar: Bar) -> Images:
-    from fastddpm.sampler import to_uint8
-
     x = sampler.sample(
         indices=part,
         seed=seed,
@@ -137,10 +130,6 @@ def _batch(sampler: Sampler, part: range, seed: int, classes: list[int] | None, 
 
 def _write_pictures(out: Path, samples: Images, format: str) -> list[str]:
     """The grid, and one file an image if asked for; returns what was written."""
-    import torch
-
-    from fastddpm.sampler import image_grid, save_png
-
     images = torch.from_numpy(samples)
     if images.shape[-1] not in (1, 3):
         typer.echo(f"no PNG is made of {images.shape[-1]} channels", err=True)

@@ -80,7 +80,7 @@ def ancestral_step(
     if choose_backend("ancestral_step", backend, reasons) == "cpu":
         return _cpu(x, model_output, noise, table, i, prediction, variance, clip, out)
     z = _drawn(noise, i, x) if isinstance(noise, Draw) else noise
-    results = reference.ancestral_step(
+    results: tuple[Tensor, Tensor] = reference.ancestral_step(
         x, model_output, z, table, i, prediction=prediction, variance=variance, clip=clip
     )
     if out is None:

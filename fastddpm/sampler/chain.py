@@ -1,7 +1,4 @@
-"""The reverse chain: one ancestral step, run by an engine, watched for NaN.
-
-for i = start, ..., 0:   x <- step(x, i)
-"""
+"""The reverse chain: the steps start, ..., 0, run by an engine and watched for NaN."""
 
 from __future__ import annotations
 
@@ -54,8 +51,7 @@ class Chain:
         labels: Tensor | None = None,
         after_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """The image at the end of ``run``, in evaluation mode; ``after_step`` is called after each
-        step."""
+        """The image at the end of ``run``; ``after_step`` is called after each step."""
         image = x
         with evaluating(self.network.model):
             for _, state in self.run(x, noise, start, labels=labels):

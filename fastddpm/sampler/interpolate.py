@@ -65,7 +65,9 @@ def _checked(
     chain: Chain, a: Tensor, b: Tensor, t: int, lambdas: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """a and b as float32 [B, C, H, W] on the device; ValueError if something does not fit."""
-    if a.shape != b.shape or tuple(a.shape[-len(chain.shape) :]) != chain.shape:
+    sample = len(chain.shape)
+    single_or_batch = a.ndim in (sample, sample + 1) and tuple(a.shape[-sample:]) == chain.shape
+    if a.shape != b.shape or not single_or_batch:
         raise ValueError(
             f"a and b must both have the sample's shape {list(chain.shape)}, or be batches of it; "
             f"got {list(a.shape)} and {list(b.shape)}"
@@ -82,8 +84,7 @@ def _checked(
 def _noise(
     chain: Chain, seed: int, noise: CallerNoise | None, draws: int, copies: int, t: int
 ) -> tuple[Tensor, Tensor, NoiseSource]:
-    """The two encoders' noise, each [draws, C, H, W], and the chain's, serving ``copies * draws``
-    rows."""
+    """The two encoders' noise, [draws, C, H, W] each, and the chain's, for copies * draws rows."""
     if noise is not None:
         given = GivenNoise(noise, (draws, *chain.shape), chain.device, copies)
         return given.draw(chain.num_steps), given.draw(chain.num_steps), given
@@ -113,11 +114,10 @@ def _mix(
     """(1 - lambda) x_t + lambda x'_t for every lambda: [L * B, C, H, W]."""
     encoded = []
     for images, z in zip(pairs, noises, strict=True):
-        x_0 = images.repeat(z.shape[0] // images.shape[0], 1, 1, 1)
+        x_0 = images.repeat(z.shape[0] // images.shape[0], *[1] * (images.ndim - 1))
         steps = torch.full((z.shape[0],), t, dtype=torch.int64, device=chain.device)
         encoded.append(chain.diffusion.q_sample(x_0, steps, z))
-    # With noise shared by all lambdas there is one encoding of each image, with resampling one for
-    # each lambda.
+    # [1, B, ...] with noise shared by all lambdas, [L, B, ...] with resampling
     x_a, x_b = (e.reshape(-1, *pairs[0].shape) for e in encoded)
     weight = torch.tensor(list(lambdas), dtype=torch.float32, device=chain.device)
     weight = weight.reshape(-1, *[1] * pairs[0].ndim)

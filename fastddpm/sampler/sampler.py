@@ -20,7 +20,7 @@ from fastddpm.sampler import interpolate
 from fastddpm.sampler.ancestral import StepTables
 from fastddpm.sampler.chain import Chain
 from fastddpm.sampler.explain import explain
-from fastddpm.sampler.network import Model, Network, device_of, evaluating, sample_shape
+from fastddpm.sampler.network import Model, Network, device_of, dtype_of, evaluating, sample_shape
 from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
 
 Progress = Callable[[int, int], None]
@@ -223,9 +223,7 @@ class Sampler:
 
     def explain(self) -> str:
         """Which engine and kernels run, and why not the others, one line each."""
-        return explain(
-            self._engine, self.device, Network(self.model, self.device, self.dtype).dtype
-        )
+        return explain(self._engine, self.device, self.dtype or dtype_of(self.model))
 
     def _chain(self) -> Chain:
         network = Network(self.model, self.device, self.dtype)
