@@ -288,6 +288,14 @@ def test_what_openai_cannot_express_is_not_exported(
     assert not (tmp_path / "out").exists()
 
 
+def test_thirty_two_groups_are_all_that_openai_has(tmp_path: Path) -> None:
+    config = UNetConfig(
+        **config_of(SMALL).to_dict() | {"block_out_channels": (8, 16)} | {"norm_num_groups": 4}
+    )
+    with pytest.raises(ValueError, match="normalises in 32 groups"):
+        save_openai(tmp_path, UNet(config), GaussianDiffusion(NoiseSchedule.linear(1000)))
+
+
 def test_gradients_pass_through_the_map() -> None:
     """The map is linear, so the gradient under OpenAI's names is the map of the gradient."""
     config = config_of(SMALL | {"num_heads": 2})

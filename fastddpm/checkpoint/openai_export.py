@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastddpm.checkpoint.openai_kwargs import Process, UNetModel, diffusion_of, unet_config
+from fastddpm.checkpoint.openai_kwargs import GROUPS, Process, UNetModel, diffusion_of, unet_config
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.unet import UNetConfig
 
@@ -23,7 +23,13 @@ def openai_kwargs(config: UNetConfig, diffusion: GaussianDiffusion) -> dict[str,
         ValueError: OpenAI's code cannot express them; lists the settings that differ.
     """
     model, process = _model(config), _process(diffusion)
-    again = unet_config(model)
+    try:
+        again = unet_config(model)
+    except ValueError as error:
+        raise ValueError(
+            f"OpenAI's code, which always normalises in {GROUPS} groups, cannot express this "
+            f"network: {error}"
+        ) from error
     differing = [
         f"{name}={getattr(config, name)!r}"
         for name in _effective(config)

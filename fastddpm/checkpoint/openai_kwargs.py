@@ -88,7 +88,7 @@ class Process:
 
     diffusion_steps: int = 1000
     noise_schedule: str = "linear"
-    timestep_respacing: str | tuple[int, ...] | None = None
+    timestep_respacing: str | tuple[int, ...] = ""
     learn_sigma: bool | None = None
     sigma_small: bool = False
     predict_xstart: bool = False

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def sample(
     model: Annotated[str, typer.Option("--model", "-m", help=models.MODEL_HELP)] = "mnist",
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Images to make.")] = 64,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Images to make.")] = 16,
     seed: Annotated[
         int,
         typer.Option(min=0, max=2**64 - 1, help="Image i depends on the seed and i alone."),

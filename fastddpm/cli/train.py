@@ -100,11 +100,12 @@ def _config_parameter() -> inspect.Parameter:
 
 def _flag(setting: Setting) -> inspect.Parameter:
     """An option that is None unless given: the file's value, or the default, stands then."""
-    switch = setting.hint is bool
+    # In the panel of the network a column of --no-... would leave no room for the names.
+    switch = setting.hint is bool and "." not in setting.name
     option = typer.Option(
         f"{setting.flag}/--no-{setting.flag[2:]}" if switch else setting.flag,
         help=f"{setting.help}; default: {_default_text(setting)}",
-        metavar=None if switch else setting.kind,
+        metavar=None if switch else _metavar(setting),
         rich_help_panel=setting.metadata.get("group", "Network"),
         show_default=False,
     )
@@ -121,10 +122,15 @@ def _parameter_name(setting: Setting) -> str:
     return setting.name.replace(".", "__")
 
 
+def _metavar(setting: Setting) -> str:
+    """The type, short enough for the names beside it: the widest union is one of sizes."""
+    return setting.kind.replace("integer or integer,...", "integer,...").replace(" or none", "?")
+
+
 def _default_text(setting: Setting) -> str:
     value: Any = setting.default
     if isinstance(value, bool):
-        return "on" if value else "off"
+        return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(str(v) for v in value)
     return "none" if value in (None, "") else str(value)
