@@ -81,6 +81,15 @@ def test_openai_sections_give_their_counts_or_refuse(T: int, sections: list[int]
             timesteps.openai_sections(T, sections)
 
 
+@given(counts())
+def test_a_section_is_evenly_spaced_from_end_to_end(chosen: tuple[int, int]) -> None:
+    T, n = chosen
+    steps = timesteps.openai_sections(T, [n])
+    even = torch.linspace(0, T - 1 if n > 1 else 0, n, dtype=torch.float64)
+    assert (steps - even).abs().max() <= 0.5 + 1e-9
+    assert steps[0] == 0 and (n == 1 or steps[-1] == T - 1)
+
+
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_ddim_strides_exist_or_are_refused(T: int, n: int) -> None:
     strides = [k for k in range(1, T + 1) if len(range(0, T, k)) == n]

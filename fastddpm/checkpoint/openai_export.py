@@ -94,7 +94,8 @@ def _effective(config: UNetConfig) -> dict[str, Any]:
 
 def _process(diffusion: GaussianDiffusion) -> Process:
     steps = len(diffusion.schedule)
-    known = ("linear", "cosine")
+    # OpenAI's linear schedule ends at beta = 20/T, which is no beta for fewer steps than 20.
+    known = ("linear", "cosine") if steps >= 20 else ("cosine",)
     candidates = [
         Process(diffusion_steps=steps, noise_schedule=name, rescale_timesteps=False)
         for name in known

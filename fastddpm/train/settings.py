@@ -44,13 +44,13 @@ class Setting:
     @property
     def help(self) -> str:
         """The field's help with choices, unit and range: `images in one step (images, >= 1)`."""
-        notes = [", ".join(self.choices), self.metadata.get("unit", ""), self._range]
+        notes = [", ".join(map(_spelled, self.choices)), self.metadata.get("unit", ""), self._range]
         text = self.metadata.get("help") or self.name.split(".")[-1].replace("_", " ")
         noted = ", ".join(note for note in notes if note)
         return f"{text} ({noted})" if noted else text
 
     @property
-    def choices(self) -> tuple[str, ...]:
+    def choices(self) -> tuple[str | None, ...]:
         """The values allowed, where they are a list."""
         if typing.get_origin(self.hint) is typing.Literal:
             return typing.get_args(self.hint)
@@ -155,11 +155,16 @@ def convert(setting: Setting, value: Any, where: str, *, text: bool = False) -> 
         inside = (low is None or number >= low) and (high is None or number <= high)
         if not inside:
             raise ValueError(f"{where}: {setting.help}: got {value!r}")
-    choices = setting.choices
-    if choices and made not in choices:
+    if setting.choices and made not in setting.choices:
+        choices = [_spelled(choice) for choice in setting.choices]
         near = _near(str(made), choices)
         raise ValueError(f"{where}: expected one of {', '.join(choices)}, got {made!r}{near}")
     return made
+
+
+def _spelled(choice: str | None) -> str:
+    """A choice as files and flags spell it."""
+    return "none" if choice is None else choice
 
 
 def _coerce(hint: Any, value: Any, text: bool) -> Any:

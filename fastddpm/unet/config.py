@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "mid_block_type": ("UNetMidBlock2D", None),
-    "time_embedding_type": ("positional", "fourier", "learned"),
-    "downsample_type": ("conv", "resnet", "pool"),
-    "upsample_type": ("conv", "resnet", "nearest"),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "class_embed_type": (None, "timestep", "identity"),
-    "act_fn": ("silu", "swish", "mish", "gelu", "relu"),
-}
+
+
+def _setting(default: Any, help: str, choices: tuple[str | None, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -32,41 +27,67 @@ class UNetConfig:
         ValueError: on construction, naming the field, what was expected and what came.
     """
 
-    sample_size: int | tuple[int, ...] | None = None
-    in_channels: int = 3
-    out_channels: int = 3
-    center_input_sample: bool = False
-    time_embedding_type: str = "positional"
-    time_embedding_dim: int | None = None
-    freq_shift: int = 0
-    flip_sin_to_cos: bool = True
-    down_block_types: tuple[str, ...] = ("DownBlock2D",) + ("AttnDownBlock2D",) * 3
-    mid_block_type: str | None = "UNetMidBlock2D"
-    up_block_types: tuple[str, ...] = ("AttnUpBlock2D",) * 3 + ("UpBlock2D",)
-    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
-    layers_per_block: int = 2
-    mid_block_scale_factor: float = 1.0
-    downsample_padding: int = 1
-    downsample_type: str = "conv"
-    upsample_type: str = "conv"
-    dropout: float = 0.0
-    act_fn: str = "silu"
-    attention_head_dim: int | None = 8
-    norm_num_groups: int = 32
-    attn_norm_num_groups: int | None = None
-    norm_eps: float = 1e-5
-    resnet_time_scale_shift: str = "default"
-    add_attention: bool = True
-    class_embed_type: str | None = None
-    num_class_embeds: int | None = None
-    num_train_timesteps: int | None = None
-    # Ours from here. Spatial dimensions 1, 2 or 3; in 3-D only the last two are resampled (OpenAI).
-    dims: int = 2
-    # Width of the sinusoidal embedding; None: block_out_channels[0].
-    time_proj_dim: int | None = None
-    # A fixed number of heads on every level (OpenAI num_heads) instead of a fixed head width.
-    num_attention_heads: int | None = None
-    num_attention_heads_upsample: int | None = None
+    sample_size: int | tuple[int, ...] | None = _setting(None, "height and width of a sample")
+    in_channels: int = _setting(3, "channels of a sample")
+    out_channels: int = _setting(3, "channels of the output; twice in_channels if it learns σ²")
+    center_input_sample: bool = _setting(False, "feed 2x − 1 instead of x")
+    time_embedding_type: str = _setting(
+        "positional", "how a timestep becomes a vector", ("positional", "fourier", "learned")
+    )
+    time_embedding_dim: int | None = _setting(
+        None, "width of the time embedding; none: 4 × block_out_channels[0]"
+    )
+    freq_shift: int = _setting(0, "exponents of the embedding are divided by half − this")
+    flip_sin_to_cos: bool = _setting(True, "[cos, sin] (OpenAI) instead of [sin, cos] (Ho)")
+    down_block_types: tuple[str, ...] = _setting(
+        ("DownBlock2D",) + ("AttnDownBlock2D",) * 3, "level types, largest map first"
+    )
+    mid_block_type: str | None = _setting(
+        "UNetMidBlock2D", "the middle; none: no middle", ("UNetMidBlock2D", None)
+    )
+    up_block_types: tuple[str, ...] = _setting(
+        ("AttnUpBlock2D",) * 3 + ("UpBlock2D",), "level types, smallest map first"
+    )
+    block_out_channels: tuple[int, ...] = _setting((224, 448, 672, 896), "channels of each level")
+    layers_per_block: int = _setting(2, "residual blocks per level (one more on the way up)")
+    mid_block_scale_factor: float = _setting(1.0, "sums in the middle are divided by this")
+    downsample_padding: int = _setting(1, "1: both sides (OpenAI), 0: right and bottom (Ho)")
+    downsample_type: str = _setting(
+        "conv", "how a level halves its map", ("conv", "resnet", "pool")
+    )
+    upsample_type: str = _setting(
+        "conv", "how a level doubles its map", ("conv", "resnet", "nearest")
+    )
+    dropout: float = _setting(0.0, "share of activations dropped while training")
+    act_fn: str = _setting(
+        "silu", "activation of residual blocks", ("silu", "swish", "mish", "gelu", "relu")
+    )
+    attention_head_dim: int | None = _setting(8, "channels per attention head; none: one head")
+    norm_num_groups: int = _setting(32, "groups of the normalisations")
+    attn_norm_num_groups: int | None = _setting(
+        None, "groups of the middle attention's normalisation"
+    )
+    norm_eps: float = _setting(1e-5, "added to the variance of a group")
+    resnet_time_scale_shift: str = _setting(
+        "default", "how time enters: added, or as scale and shift", ("default", "scale_shift")
+    )
+    add_attention: bool = _setting(True, "attention in the middle")
+    class_embed_type: str | None = _setting(
+        None, "how a label becomes a vector", (None, "timestep", "identity")
+    )
+    num_class_embeds: int | None = _setting(None, "number of classes; none: unconditional")
+    num_train_timesteps: int | None = _setting(None, "rows of a learned time embedding")
+    # Ours from here.
+    dims: int = _setting(2, "spatial dimensions; in 3-D only the last two are resampled (OpenAI)")
+    time_proj_dim: int | None = _setting(
+        None, "width of the sinusoidal embedding; none: block_out_channels[0]"
+    )
+    num_attention_heads: int | None = _setting(
+        None, "heads on every level, instead of attention_head_dim (OpenAI)"
+    )
+    num_attention_heads_upsample: int | None = _setting(
+        None, "heads on the way up, where they differ (OpenAI)"
+    )
 
     def __post_init__(self) -> None:
         for name in ("down_block_types", "up_block_types"):
@@ -80,9 +101,10 @@ class UNetConfig:
         self._check_numbers()
 
     def _check_choices(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for setting in fields(self):
+            choices, value = setting.metadata["choices"], getattr(self, setting.name)
+            if choices and value not in choices:
+                raise ValueError(f"{setting.name} must be one of {choices}, got {value!r}")
         for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             if unknown := [t for t in getattr(self, name) if t not in known]:
                 raise ValueError(f"{name} may hold {known}, got {unknown}")
