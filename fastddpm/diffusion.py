@@ -45,6 +45,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fastddpm.coefficients import Coefficients
 from fastddpm.gaussian import discretized_gaussian_log_likelihood, normal_kl
 from fastddpm.kernels.ancestral_step.reference import LEARNED_VARIANCES, STEP_COLUMNS
 from fastddpm.kernels.ancestral_step.reference import PREDICTIONS as PREDICTIONS
@@ -96,10 +97,6 @@ class GaussianDiffusion:
     clip: float | None = 1.0
     last_step_noise: str = field(default="none", kw_only=True)
     timestep_scale: float | None = field(default=None, kw_only=True)
-    # One float64 table rounded and copied for each (name, device, dtype) asked for.
-    _copies: dict[tuple[str, torch.device, torch.dtype], Tensor] = field(
-        default_factory=dict, init=False, repr=False
-    )
 
     def __post_init__(self) -> None:
         _choice("prediction", self.prediction, PREDICTIONS)
@@ -114,6 +111,17 @@ class GaussianDiffusion:
     def num_steps(self) -> int:
         """T, the number of reverse steps."""
         return len(self.schedule)
+
+    @cached_property
+    def coefficients(self) -> Coefficients:
+        """The tables that the equations below take their numbers from."""
+        return Coefficients(
+            self.schedule,
+            self.prediction,
+            self.variance,
+            self.last_step_noise,
+            self.timestep_scale,
+        )
 
     @property
     def learns_variance(self) -> bool:
@@ -130,24 +138,30 @@ class GaussianDiffusion:
         """Mean, variance and log-variance of q(x_t | x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I); like x_0."""
         self._check(x_0, t)
         return (
-            self.at("signal", t, x_0) * x_0,
-            self.at("noise_variance", t, x_0).expand(x_0.shape),
-            self.at("noise_log_variance", t, x_0).expand(x_0.shape),
+            self.coefficients.at("signal", t, x_0) * x_0,
+            self.coefficients.at("noise_variance", t, x_0).expand(x_0.shape),
+            self.coefficients.at("noise_log_variance", t, x_0).expand(x_0.shape),
         )
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = √ᾱ_t x_0 + √(1-ᾱ_t) noise, noise ~ N(0, I) of x_0's shape (equation 4)."""
         self._check(x_0, t, noise=noise)
-        return self.at("signal", t, x_0) * x_0 + self.at("noise", t, x_0) * noise
+        return (
+            self.coefficients.at("signal", t, x_0) * x_0
+            + self.coefficients.at("noise", t, x_0) * noise
+        )
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0) (equations 6, 7)."""
         self._check(x_t, t, x_0=x_0)
-        mean = self.at("coef1", t, x_t) * x_0 + self.at("coef2", t, x_t) * x_t
+        mean = (
+            self.coefficients.at("coef1", t, x_t) * x_0
+            + self.coefficients.at("coef2", t, x_t) * x_t
+        )
         return (
             mean,
-            self.at("posterior_variance", t, x_t).expand(x_t.shape),
-            self.at("posterior_log_variance", t, x_t).expand(x_t.shape),
+            self.coefficients.at("posterior_variance", t, x_t).expand(x_t.shape),
+            self.coefficients.at("posterior_log_variance", t, x_t).expand(x_t.shape),
         )
 
     # ---- the reverse process
@@ -155,7 +169,7 @@ class GaussianDiffusion:
     def model_timesteps(self, t: Tensor) -> Tensor:
         """What the network gets for step indices t [B]: int64 original timesteps, or float32."""
         dtype = torch.int64 if self.timestep_scale is None else torch.float32
-        return self._copy("timestep", t.device, dtype)[t]
+        return self.coefficients.copy("timestep", t.device, dtype)[t]
 
     def p_mean_variance(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
         """p(x_{t-1} | x_t) from a network's output [B, C, ...], or [B, 2C, ...] if it learns σ².
@@ -170,14 +184,14 @@ class GaussianDiffusion:
         self._check(x_t, t, noise=noise)
         p = self.p_mean_variance(model_output, x_t, t)
         if self.learns_variance:
-            sigma = self.at("noise_gate", t, x_t) * (0.5 * p.log_variance).exp()
+            sigma = self.coefficients.at("noise_gate", t, x_t) * (0.5 * p.log_variance).exp()
             return p.mean + sigma * noise
-        return p.mean + self.at("sigma", t, x_t) * noise
+        return p.mean + self.coefficients.at("sigma", t, x_t) * noise
 
     def score(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's estimate of ∇ log q(x_t): -ε̂/√(1-ᾱ_t), ε̂ before any clipping; like x_t."""
         output, _ = self._split(model_output, x_t, t)
-        return -self._epsilon(output, x_t, t) / self.at("noise", t, x_t)
+        return -self._epsilon(output, x_t, t) / self.coefficients.at("noise", t, x_t)
 
     def step_table(self) -> Tensor:
         """All that each reverse step needs: float64 [T, 10], a row a step, columns STEP_COLUMNS.
@@ -191,7 +205,7 @@ class GaussianDiffusion:
         Raises ValueError as `p_mean_variance` does.
         """
         self._check_signal()
-        return torch.stack([self._tables[name] for name in STEP_COLUMNS], dim=1)
+        return torch.stack([self.coefficients[name] for name in STEP_COLUMNS], dim=1)
 
     # ---- losses and the bound
 
@@ -274,7 +288,7 @@ class GaussianDiffusion:
         """
         if self.learns_variance:
             raise ValueError(f"expected a fixed variance for a fixed weight, got {self.variance!r}")
-        return self.schedule.posterior_mean_coef1**2 / (2 * self._tables["log_variance"].exp())
+        return self.schedule.posterior_mean_coef1**2 / (2 * self.coefficients["log_variance"].exp())
 
     @property
     def kl_weight_epsilon(self) -> Tensor:
@@ -306,16 +320,22 @@ class GaussianDiffusion:
     ) -> Prediction:
         self._check_signal()
         output, values = self._split(model_output, x_t, t)
-        raw = self.at("x0_from_x", t, x_t) * x_t + self.at("x0_from_output", t, x_t) * output
+        raw = (
+            self.coefficients.at("x0_from_x", t, x_t) * x_t
+            + self.coefficients.at("x0_from_output", t, x_t) * output
+        )
         epsilon = self._epsilon(output, x_t, t)
         x_0 = raw
         if clip is not None:
             x_0 = raw.clamp(-clip, clip)
-            epsilon = epsilon + self.at("root_snr", t, x_t) * (raw - x_0)
+            epsilon = epsilon + self.coefficients.at("root_snr", t, x_t) * (raw - x_0)
         if self.prediction == "previous_sample":
             mean = output
         else:
-            mean = self.at("coef1", t, x_t) * x_0 + self.at("coef2", t, x_t) * x_t
+            mean = (
+                self.coefficients.at("coef1", t, x_t) * x_0
+                + self.coefficients.at("coef2", t, x_t) * x_t
+            )
         variance, log_variance = self._variance(values, x_t, t)
         return Prediction(mean, variance, log_variance, x_0, epsilon)
 
@@ -323,12 +343,14 @@ class GaussianDiffusion:
         """σ_t² and its logarithm, like x_t; values is the second half of the output or None."""
         if values is None:
             return (
-                self.at("variance", t, x_t).expand(x_t.shape),
-                self.at("log_variance", t, x_t).expand(x_t.shape),
+                self.coefficients.at("variance", t, x_t).expand(x_t.shape),
+                self.coefficients.at("log_variance", t, x_t).expand(x_t.shape),
             )
         if self.variance == "learned_range":
             share = (values + 1) / 2
-            low, high = (self.at(f"log_variance_{end}", t, x_t) for end in ("min", "max"))
+            low, high = (
+                self.coefficients.at(f"log_variance_{end}", t, x_t) for end in ("min", "max")
+            )
             values = share * high + (1 - share) * low
         return values.exp(), values
 
@@ -336,7 +358,10 @@ class GaussianDiffusion:
         """The noise that the output stands for, before clipping."""
         if self.prediction == "epsilon":
             return output
-        return self.at("eps_from_x", t, x_t) * x_t + self.at("eps_from_output", t, x_t) * output
+        return (
+            self.coefficients.at("eps_from_x", t, x_t) * x_t
+            + self.coefficients.at("eps_from_output", t, x_t) * output
+        )
 
     def target(self, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """What the output should be."""
@@ -345,7 +370,10 @@ class GaussianDiffusion:
         if self.prediction == "sample":
             return x_0
         if self.prediction == "v_prediction":
-            return self.at("signal", t, x_0) * noise - self.at("noise", t, x_0) * x_0
+            return (
+                self.coefficients.at("signal", t, x_0) * noise
+                - self.coefficients.at("noise", t, x_0) * x_0
+            )
         return self.q_posterior(x_0, x_t, t)[0]
 
     def _split(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -362,89 +390,6 @@ class GaussianDiffusion:
             return model_output, None
         output, values = model_output.chunk(2, dim=1)
         return output, values
-
-    # ---- tables
-
-    @cached_property
-    def _tables(self) -> dict[str, Tensor]:
-        """Every coefficient of every step by name, float64 [T]."""
-        s = self.schedule
-        alphas_cumprod_next = torch.cat([s.alphas_cumprod[1:], torch.zeros_like(s.betas[:1])])
-        tables = {
-            "signal": s.sqrt_alphas_cumprod,
-            "signal_prev": s.alphas_cumprod_prev.sqrt(),
-            "signal_next": alphas_cumprod_next.sqrt(),
-            "noise_next": (1 - alphas_cumprod_next).sqrt(),
-            "noise": s.sqrt_one_minus_alphas_cumprod,
-            "root_snr": s.snr.sqrt(),
-            "noise_variance": 1 - s.alphas_cumprod,
-            "noise_variance_prev": 1 - s.alphas_cumprod_prev,
-            "noise_log_variance": s.log_one_minus_alphas_cumprod,
-            "coef1": s.posterior_mean_coef1,
-            "coef2": s.posterior_mean_coef2,
-            "posterior_variance": s.posterior_variance,
-            "posterior_log_variance": s.posterior_log_variance_clipped,
-            # in float32, as OpenAI's networks have seen them
-            "timestep": (s.timesteps.float() * (self.timestep_scale or 1.0)).double(),
-        }
-        return tables | self._mean_tables() | self._variance_tables()
-
-    def _mean_tables(self) -> dict[str, Tensor]:
-        """How x̂_0, ε̂ and the mean are made of x_t and the output."""
-        s = self.schedule
-        zero, one = torch.zeros_like(s.betas), torch.ones_like(s.betas)
-        by_output = self.prediction == "previous_sample"
-        if self.prediction == "epsilon":
-            from_x, from_output = s.sqrt_recip_alphas_cumprod, -s.sqrt_recipm1_alphas_cumprod
-        elif self.prediction == "sample":
-            from_x, from_output = zero, one
-        elif self.prediction == "v_prediction":
-            from_x, from_output = s.sqrt_alphas_cumprod, -s.sqrt_one_minus_alphas_cumprod
-        else:
-            from_output = s.posterior_mean_coef1.reciprocal()
-            from_x = -s.posterior_mean_coef2 / s.posterior_mean_coef1
-        return {
-            "x0_from_x": from_x,
-            "x0_from_output": from_output,
-            "mean_from_x0": zero if by_output else s.posterior_mean_coef1,
-            "mean_from_x": zero if by_output else s.posterior_mean_coef2,
-            "mean_from_output": one if by_output else zero,
-            # ε = (x_t - √ᾱ_t x_0)/√(1-ᾱ_t)
-            "eps_from_x": (1 - s.sqrt_alphas_cumprod * from_x) / s.sqrt_one_minus_alphas_cumprod,
-            "eps_from_output": -s.snr.sqrt() * from_output,
-        }
-
-    def _variance_tables(self) -> dict[str, Tensor]:
-        """σ_t², its logarithm and bounds, and where noise is added."""
-        s = self.schedule
-        low, high = s.posterior_log_variance_clipped, s.betas.log()
-        large = torch.cat([low[:1].exp(), s.betas[1:]])
-        gate = torch.ones_like(s.betas)
-        gate[0] = 0
-        if self.last_step_noise == "diffusers":
-            low, large = s.posterior_variance.clamp(min=1e-20).log(), s.betas
-            gate[0] = float(s.timesteps[0] > 0)
-        is_large = self.variance == "fixed_large"
-        log_variance = large.log() if is_large else low
-        return {
-            "variance": large if is_large else s.posterior_variance,
-            "log_variance": log_variance,
-            "log_variance_min": low,
-            "log_variance_max": high,
-            "noise_gate": gate,
-            "sigma": 0 * gate if self.learns_variance else gate * (0.5 * log_variance).exp(),
-        }
-
-    def at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
-        """Row t of one of `_tables` in x's precision, [B, 1, ...] to broadcast over x."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return self._copy(name, x.device, dtype)[t].reshape(-1, *[1] * (x.ndim - 1))
-
-    def _copy(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        key = (name, device, dtype)
-        if key not in self._copies:
-            self._copies[key] = self._tables[name].to(device, dtype)
-        return self._copies[key]
 
     # ---- checks
 

@@ -574,9 +574,9 @@ def test_tables_are_rounded_once_and_kept() -> None:
     d = GaussianDiffusion(NoiseSchedule.linear())
     x, t = random(2, 3, dtype=torch.float32), torch.tensor([0, 999])
     d.q_sample(x, t, x)
-    kept = dict(d._copies)
+    kept = dict(d.coefficients._copies)
     d.q_sample(x, t, x)
-    assert kept and all(d._copies[key] is table for key, table in kept.items())
+    assert kept and all(d.coefficients._copies[key] is table for key, table in kept.items())
 
 
 # ---- mistakes

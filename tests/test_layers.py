@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 # Each layer imports only those before it. A new module must be given its place here.
 LAYERS = (
     ("_installation", "schedule", "timesteps", "noise", "gaussian", "kernels"),
+    ("coefficients",),
     ("diffusion",),
     ("ops",),
     ("unet",),
@@ -28,7 +29,7 @@ LAYERS = (
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # The U-Net knows nothing of time tables; an engine takes callables and knows nothing of diffusion.
-DIFFUSION_PARTS = {"schedule", "timesteps", "gaussian", "diffusion"}
+DIFFUSION_PARTS = {"schedule", "timesteps", "gaussian", "coefficients", "diffusion"}
 BLIND = {"unet": DIFFUSION_PARTS | {"noise"}, "engine": DIFFUSION_PARTS | {"noise", "unet"}}
 
 # Imported inside the functions that need them, never at the top of a file.

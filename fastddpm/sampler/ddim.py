@@ -30,9 +30,11 @@ def ddim_step(
     if not 0 <= eta <= 1:
         raise ValueError(f"expected eta in [0, 1], got {eta}")
     p = diffusion.p_mean_variance(model_output, x_t, t)
-    signal = diffusion.at("signal_prev", t, x_t)
-    variance = eta**2 * diffusion.at("posterior_variance", t, x_t)
-    direction = (diffusion.at("noise_variance_prev", t, x_t) - variance).clamp(min=0).sqrt()
+    signal = diffusion.coefficients.at("signal_prev", t, x_t)
+    variance = eta**2 * diffusion.coefficients.at("posterior_variance", t, x_t)
+    direction = (
+        (diffusion.coefficients.at("noise_variance_prev", t, x_t) - variance).clamp(min=0).sqrt()
+    )
     mean = signal * p.x_0 + direction * p.epsilon
     if eta == 0:
         return mean
@@ -47,6 +49,6 @@ def ddim_reverse_step(
 ) -> Tensor:
     """x_{t+1} of the deterministic chain from a network's output at x_t; at T-1 it is ε̂."""
     p = diffusion.p_mean_variance(model_output, x_t, t)
-    signal = diffusion.at("signal_next", t, x_t)
-    noise = diffusion.at("noise_next", t, x_t)
+    signal = diffusion.coefficients.at("signal_next", t, x_t)
+    noise = diffusion.coefficients.at("noise_next", t, x_t)
     return signal * p.x_0 + noise * p.epsilon

@@ -19,9 +19,7 @@ from fastddpm.unet import UNet
 def save_preview(path: Path, unet: UNet, diffusion: GaussianDiffusion, config: TrainConfig) -> None:
     """Writes a PNG of `sample_count` samples of `unet`, each made in `sample_steps` steps."""
     chosen = timesteps.linspace(config.timesteps, config.sample_steps)
-    short = GaussianDiffusion(
-        diffusion.schedule.respace(chosen), diffusion.prediction, diffusion.variance
-    )
+    short = diffusion.respace(chosen)
     classes = unet.config.num_class_embeds
     labels = None
     if classes is not None:
