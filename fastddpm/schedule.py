@@ -32,17 +32,19 @@ class NoiseSchedule:
 
     betas: float64 [T], each in (0, 1].  A beta of 1 makes ᾱ zero from there on (no signal left).
     timesteps: int64 [T], strictly ascending; the index that each step had in the schedule which
-    the network was trained with; `from_betas` fills in 0..T-1.
+    the network was trained with; none given means 0..T-1.
 
     Raises ValueError for betas outside (0, 1] or timesteps that do not fit them.
     """
 
     betas: Tensor
-    timesteps: Tensor
+    # None until __post_init__ fills in 0..T-1.
+    timesteps: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         betas = torch.as_tensor(self.betas, dtype=torch.float64).detach().cpu().clone()
-        timesteps = _integers(self.timesteps).clone()
+        given = self.timesteps
+        timesteps = torch.arange(betas.numel()) if given is None else _integers(given).clone()
         if betas.ndim != 1 or len(betas) == 0:
             raise ValueError(f"expected betas of shape [T], got {list(betas.shape)}")
         wrong = ~((betas > 0) & (betas <= 1))
@@ -167,9 +169,8 @@ class NoiseSchedule:
         cls, betas: Values, timesteps: Tensor | Sequence[int] | None = None
     ) -> NoiseSchedule:
         """Any betas in (0, 1], with the original timesteps of a respaced set if it is one."""
-        values = torch.as_tensor(betas, dtype=torch.float64)
-        steps = torch.arange(values.numel()) if timesteps is None else _integers(timesteps)
-        return cls(values, steps)
+        steps = None if timesteps is None else _integers(timesteps)
+        return cls(torch.as_tensor(betas, dtype=torch.float64), steps)  # type: ignore[arg-type]
 
     @classmethod
     def from_alphas_cumprod(

@@ -203,6 +203,14 @@ class TestRefusals:
             ({"attention_head_dim": 32}, "no attention head fits 16 channels"),
             ({"num_attention_heads": 3}, "no attention head fits 16 channels"),
             ({"dims": 4}, "dims must be 1, 2 or 3"),
+            ({"norm_num_groups": 0}, "norm_num_groups must be at least 1, got 0"),
+            ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
+            ({"num_class_embeds": -1}, "num_class_embeds must be at least 1, got -1"),
+            ({"time_proj_dim": -2}, "time_proj_dim must be at least 1, got -2"),
+            ({"freq_shift": 4}, "freq_shift must be below 4"),
+            ({"norm_eps": -1.0}, "norm_eps must be above 0"),
+            ({"sample_size": [8]}, "sample_size must be 2 sizes of at least 1"),
+            ({"sample_size": -8}, "sample_size must be 2 sizes of at least 1"),
             ({"dropout": 1.0}, "dropout must lie in"),
             ({"block_out_chanels": (8, 16)}, "did you mean 'block_out_channels'"),
         ],
@@ -218,9 +226,16 @@ class TestRefusals:
             unet(torch.zeros(2, 1, 8, 8), t)
         with pytest.raises(ValueError, match=r"multiples of 2, got \[8, 7\]"):
             unet(torch.zeros(2, 3, 8, 7), t)
-        with pytest.raises(ValueError, match=r"t must have shape \[2\], got \[3\]"):
+        with pytest.raises(ValueError, match=r"t must be a tensor of shape \[2\], got \[3\]"):
             unet(torch.zeros(2, 3, 8, 8), torch.zeros(3))
         with pytest.raises(ValueError, match="takes no labels"):
             unet(torch.zeros(2, 3, 8, 8), t, t)
+        with pytest.raises(ValueError, match="must be a tensor of shape"):
+            unet(torch.zeros(2, 3, 8, 8), 7)
+        conditional = network(num_class_embeds=10)
         with pytest.raises(ValueError, match="needs labels"):
-            network(num_class_embeds=10)(torch.zeros(2, 3, 8, 8), t)
+            conditional(torch.zeros(2, 3, 8, 8), t)
+        with pytest.raises(ValueError, match=r"labels must lie in \[0, 10\), got 1 to 10"):
+            conditional(torch.zeros(2, 3, 8, 8), t, torch.tensor([1, 10]))
+        with pytest.raises(ValueError, match=r"labels must be int64 \[2\], got torch.float32"):
+            conditional(torch.zeros(2, 3, 8, 8), t, torch.tensor([1.0, 2.0]))

@@ -14,6 +14,13 @@ from typing import Any
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 
+# Fields that count something: at least 1 where they are not None.
+COUNTS = (
+    *("in_channels", "out_channels", "layers_per_block", "norm_num_groups", "attention_head_dim"),
+    *("attn_norm_num_groups", "time_embedding_dim", "time_proj_dim", "num_class_embeds"),
+    *("num_train_timesteps", "num_attention_heads", "num_attention_heads_upsample"),
+)
+
 
 def _setting(default: Any, help: str, choices: tuple[str | None, ...] = ()) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices})
@@ -97,8 +104,9 @@ class UNetConfig:
         if isinstance(self.sample_size, (list, tuple)):
             object.__setattr__(self, "sample_size", tuple(self.sample_size))
         self._check_choices()
-        self._check_levels()
+        self._check_lengths()
         self._check_numbers()
+        self._check_levels()
 
     def _check_choices(self) -> None:
         for setting in fields(self):
@@ -109,13 +117,15 @@ class UNetConfig:
             if unknown := [t for t in getattr(self, name) if t not in known]:
                 raise ValueError(f"{name} may hold {known}, got {unknown}")
 
-    def _check_levels(self) -> None:
+    def _check_lengths(self) -> None:
         levels = {
             name: len(getattr(self, name))
             for name in ("block_out_channels", "down_block_types", "up_block_types")
         }
         if len(set(levels.values())) != 1 or not self.block_out_channels:
             raise ValueError(f"one entry per level is expected in each of {levels}")
+
+    def _check_levels(self) -> None:
         for channels in self.block_out_channels:
             if channels < 1 or channels % self.norm_num_groups:
                 raise ValueError(
@@ -132,10 +142,16 @@ class UNetConfig:
                 )
 
     def _check_numbers(self) -> None:
-        at_least_one = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups")
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in COUNTS:
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        for name in ("norm_eps", "mid_block_scale_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        half = (self.time_proj_dim or self.block_out_channels[0]) // 2
+        if self.time_embedding_type == "positional" and not self.freq_shift < half:
+            raise ValueError(f"freq_shift must be below {half} here, got {self.freq_shift}")
         if self.dims not in (1, 2, 3):
             raise ValueError(f"dims must be 1, 2 or 3, got {self.dims}")
         if self.downsample_padding not in (0, 1):
@@ -144,6 +160,10 @@ class UNetConfig:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.time_embedding_type == "learned" and not self.num_train_timesteps:
             raise ValueError("time_embedding_type='learned' needs num_train_timesteps, got None")
+        if self.size is not None and (len(self.size) != self.dims or min(self.size) < 1):
+            raise ValueError(
+                f"sample_size must be {self.dims} sizes of at least 1, got {self.sample_size}"
+            )
 
     def _attention_levels(self) -> list[tuple[int, bool]]:
         last = len(self.block_out_channels) - 1

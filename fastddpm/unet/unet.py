@@ -98,13 +98,29 @@ class UNet(nn.Module):
                 f"{len(config.block_out_channels)} levels need sizes that are multiples of "
                 f"{factor}, got {list(changed)}"
             )
-        if t.shape not in ((), (1,), (x.shape[0],)):
-            raise ValueError(f"t must have shape [{x.shape[0]}], got {list(t.shape)}")
+        if not isinstance(t, Tensor) or t.shape not in ((), (1,), (x.shape[0],)):
+            got = str(list(t.shape)) if isinstance(t, Tensor) else repr(t)
+            raise ValueError(f"t must be a tensor of shape [{x.shape[0]}], got {got}")
         if config.is_conditional != (labels is not None):
             state = "needs labels" if config.is_conditional else "takes no labels"
             raise ValueError(
                 f"this network {state}, got labels={'None' if labels is None else 'given'}"
             )
+        classes = config.num_class_embeds
+        if labels is None or classes is None or config.class_embed_type is not None:
+            return
+        if labels.dtype != torch.int64 or labels.shape != x.shape[:1]:
+            got = f"{labels.dtype} {list(labels.shape)}"
+            raise ValueError(f"labels must be int64 [{x.shape[0]}], got {got}")
+        # Elsewhere the values are not read: that would wait for the device.
+        readable = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        if (
+            readable
+            and labels.numel()
+            and not 0 <= int(labels.min()) <= int(labels.max()) < classes
+        ):
+            found = f"{int(labels.min())} to {int(labels.max())}"
+            raise ValueError(f"labels must lie in [0, {classes}), got {found}")
 
     def reset_parameters(self) -> None:
         """Ho's initialisation (see the class); other parameters keep torch's own."""
