@@ -162,6 +162,8 @@ def timesteps_draw(seed: int, indices: Tensor, step: int | Tensor, num_timesteps
 
 def check_draw(seed: int, indices: Tensor, step: int | Tensor, purpose: Purpose) -> None:
     """Raise ValueError unless the arguments of `normal` are as its docstring says."""
+    if not isinstance(seed, int):
+        raise ValueError(f"seed: expected an integer, got {seed!r}")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
     if indices.dtype != torch.int64 or indices.ndim != 1:
@@ -173,6 +175,8 @@ def check_draw(seed: int, indices: Tensor, step: int | Tensor, purpose: Purpose)
             raise ValueError(
                 f"step: expected int64 [1] or [{len(indices)}], got {step.dtype} {list(step.shape)}"
             )
+    elif not isinstance(step, int):
+        raise ValueError(f"step: expected an integer, got {step!r}")
     elif not 0 <= step < 1 << STEP_BITS:
         raise ValueError(f"step: expected 0 to {(1 << STEP_BITS) - 1}, got {step}")
 

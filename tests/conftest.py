@@ -8,6 +8,15 @@ import pytest
 import torch
 
 
+@pytest.fixture(params=[torch.float64, torch.bfloat16], ids=str)
+def other_default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """A caller's own torch.set_default_dtype, which must change nothing of ours."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture
 def fresh_memory_is_nan() -> Iterator[None]:
     """torch.empty gives NaN, so that an output element that nobody writes shows in a comparison."""

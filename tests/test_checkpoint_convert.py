@@ -63,6 +63,9 @@ def test_refusals(unet: UNet, tmp_path: Path) -> None:
     assert code == 1 and "diffusers, openai" in output
     code, output = convert(tmp_path / "nowhere", tmp_path / "out")
     assert code == 1 and "found nothing" in output
+    code, output = convert(model, tmp_path / "out.safetensors", "--to", "diffusers")
+    assert code == 1 and "out.safetensors" in output and "a folder is written" in output
+    assert not (tmp_path / "out.safetensors").exists()
     code, output = convert(model, model)
     assert code == 1 and "--overwrite" in output
     assert convert(model, model, "--overwrite")[0] == 0

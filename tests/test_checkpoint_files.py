@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastddpm.checkpoint import builtin_names, from_pretrained, save_pretrained
+from fastddpm.checkpoint import builtin_names, from_pretrained, save_openai, save_pretrained
 from fastddpm.checkpoint.diffusers import CONFIG, WEIGHTS
 from fastddpm.checkpoint.files import read_tensors
 from fastddpm.diffusion import GaussianDiffusion
@@ -126,6 +126,23 @@ def test_nothing_there(tmp_path: Path, checkpoint: Path) -> None:
     (checkpoint / WEIGHTS).unlink()
     with pytest.raises(ValueError, match=f"expected {WEIGHTS}, found"):
         from_pretrained(checkpoint)
+
+
+def test_names_that_are_no_path() -> None:
+    with pytest.raises(ValueError, match=r"expected .*got an empty name"):
+        from_pretrained("")
+    with pytest.raises(ValueError, match="found nothing at x"):
+        from_pretrained("x" * 5000)
+
+
+@pytest.mark.parametrize("save", [save_pretrained, save_openai])
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.pt", "a.bin", "b.CKPT"])
+def test_a_checkpoint_is_a_folder_and_not_a_tensor_file(
+    save: Any, name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"{name}: .*a folder is written"):
+        save(tmp_path / name, filled(1.0), diffusion())
+    assert not (tmp_path / name).exists()
 
 
 def test_a_weights_file_stands_for_its_folder(checkpoint: Path) -> None:

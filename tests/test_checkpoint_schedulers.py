@@ -144,6 +144,11 @@ def test_predict_epsilon_of_old_configs() -> None:
         ({"trained_betas": [0.1, 0.2]}, "expected 1000"),
         ({"trained_betas": [0.1, 1.2], "num_train_timesteps": 2}, "1.2"),
         ({"fastddpm": {"steps": 3}}, "fastddpm"),
+        ({"fastddpm": {"betas": []}}, "betas"),
+        ({"fastddpm": {"timesteps": [0, 2]}}, "fastddpm: timesteps .*betas"),
+        ({"fastddpm": {"timesteps": []}}, "fastddpm: timesteps .*betas"),
+        ({"fastddpm": {"prediction": ""}}, "prediction"),
+        ({"fastddpm": {"variance": ""}}, "variance"),
     ],
 )
 def test_wrong_settings(values: dict[str, Any], message: str) -> None:

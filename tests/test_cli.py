@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,8 +20,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from fastddpm import atomic
 from fastddpm.checkpoint import builtin_names, from_pretrained, save_pretrained
-from fastddpm.cli import app, doctor, sample_folder
+from fastddpm.cli import app, doctor
+from fastddpm.cli import model as models
 from fastddpm.cli.progress import Bar
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.sampler import Sampler, from_uint8, image_grid, load_png, save_png, to_uint8
@@ -50,9 +54,16 @@ def small_unet(**fields: Any) -> UNet:
     return unet
 
 
-def save(folder: Path, unet: UNet) -> str:
-    save_pretrained(folder, unet, GaussianDiffusion(NoiseSchedule.linear(STEPS, 1e-3, 0.3)))
+def save(folder: Path, unet: UNet, schedule: NoiseSchedule | None = None) -> str:
+    schedule = schedule or NoiseSchedule.linear(STEPS, 1e-3, 0.3)
+    save_pretrained(folder, unet, GaussianDiffusion(schedule))
     return str(folder)
+
+
+def sampler_of(model: str) -> Sampler:
+    """The model's sampler, in the memory layout that the commands use, so that bytes agree."""
+    unet, diffusion = from_pretrained(model)
+    return Sampler(unet.to(memory_format=torch.channels_last), diffusion)
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +97,7 @@ def samples_of(folder: Path) -> Any:
 
 
 def expected(model: str, count: int, seed: int = 0) -> Any:
-    return to_uint8(Sampler(*from_pretrained(model)).sample(count, seed, batch_size=4)).numpy()
+    return to_uint8(sampler_of(model).sample(count, seed, batch_size=4)).numpy()
 
 
 # ---- sample
@@ -122,12 +133,18 @@ def test_the_default_is_a_picture_an_image_only_if_asked(model: str, tmp_path: P
 
 def test_fewer_steps_are_the_respaced_chain(model: str, tmp_path: Path) -> None:
     succeeds("sample", "-m", model, "-n", 2, "--steps", 5, "-o", tmp_path / "out")
-    unet, diffusion = from_pretrained(model)
-    schedule = diffusion.schedule.respace(linspace(STEPS, 5))
-    fewer = GaussianDiffusion(schedule, diffusion.prediction, diffusion.variance)
-    assert np.array_equal(
-        samples_of(tmp_path / "out"), to_uint8(Sampler(unet, fewer).sample(2)).numpy()
-    )
+    full = sampler_of(model)
+    fewer = Sampler(full.model, full.diffusion.respace(linspace(STEPS, 5)))
+    assert np.array_equal(samples_of(tmp_path / "out"), to_uint8(fewer.sample(2)).numpy())
+
+
+def test_a_respaced_model_is_respaced_again(tmp_path: Path) -> None:
+    schedule = NoiseSchedule.linear(40, 1e-3, 0.2).respace(range(1, 40, 4))
+    model = save(tmp_path / "model", small_unet(), schedule)
+    succeeds("sample", "-m", model, "-n", 1, "--steps", 4, "-o", tmp_path / "out")
+    full = sampler_of(model)
+    fewer = Sampler(full.model, full.diffusion.respace([1, 13, 25, 37]))
+    assert np.array_equal(samples_of(tmp_path / "out"), to_uint8(fewer.sample(1)).numpy())
 
 
 def test_labels_go_round(tmp_path: Path) -> None:
@@ -136,6 +153,8 @@ def test_labels_go_round(tmp_path: Path) -> None:
     with np.load(tmp_path / "out" / "samples.npz") as arrays:
         assert arrays["labels"].tolist() == [2, 0, 2, 0, 2]
     assert "needs labels" in fails("sample", "-m", folder, "-n", 1, "-o", tmp_path / "other")
+    said = fails("sample", "-m", folder, "-n", 1, "--labels", 9, "-o", tmp_path / "other")
+    assert "labels must lie in 0 to 2, got 9" in said
 
 
 def test_a_finished_job_is_left_alone(model: str, tmp_path: Path) -> None:
@@ -158,10 +177,121 @@ def test_other_settings_do_not_touch_what_is_there(model: str, tmp_path: Path) -
     assert np.array_equal(samples_of(out), expected(model, 2, 1))
 
 
-def test_samples_of_unknown_origin_are_kept(model: str, tmp_path: Path) -> None:
-    (tmp_path / "samples.npz").write_bytes(b"mine")
-    assert "no settings.json" in fails("sample", "-m", model, "-n", 1, "-o", tmp_path)
-    assert (tmp_path / "samples.npz").read_bytes() == b"mine"
+@pytest.mark.parametrize("extra", [(), ("--overwrite",)])
+@pytest.mark.parametrize(
+    "name", ["samples.npz", "samples.png", "images/000000.png", "shards/00000000-00000001.npz"]
+)
+def test_files_of_unknown_origin_are_kept(
+    model: str, tmp_path: Path, name: str, extra: tuple[str, ...]
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"mine")
+    options = ("sample", "-m", model, "-n", 1, "--format", "png", "-o", tmp_path, *extra)
+    assert "no settings.json" in fails(*options)
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("extra", [(), ("--overwrite",)])
+@pytest.mark.parametrize(
+    "text", ["[1]", '"mine"', "{}", '{"seed": 0}', "{", "", "\x00", "[" * 9999]
+)
+def test_settings_that_are_not_ours_are_kept(
+    model: str, tmp_path: Path, text: str, extra: tuple[str, ...]
+) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "000000.png").write_bytes(b"mine")
+    said = fails("sample", "-m", model, "-n", 1, "-o", tmp_path, *extra)
+    assert "settings.json was not written by fastddpm sample" in said
+    assert (tmp_path / "settings.json").read_text() == text
+    assert (tmp_path / "images" / "000000.png").read_bytes() == b"mine"
+
+
+def test_overwrite_clears_what_the_command_wrote_and_nothing_else(
+    model: str, tmp_path: Path
+) -> None:
+    mine = [tmp_path / "images" / name for name in ("cat.png", "000007.png", "00000.png")]
+    mine += [tmp_path / "notes.txt", tmp_path / "shards" / "notes.txt"]
+    succeeds("sample", "-m", model, "-n", 3, "--format", "png", "-o", tmp_path)
+    (tmp_path / "shards").mkdir()
+    for path in mine:
+        path.write_bytes(b"mine")
+    succeeds("sample", "-m", model, "-n", 1, "--seed", 4, "-o", tmp_path, "--overwrite")
+    assert np.array_equal(samples_of(tmp_path), expected(model, 1, 4))
+    assert all(path.read_bytes() == b"mine" for path in mine)
+    left = {path for path in tmp_path.rglob("*") if path.is_file()} - set(mine)
+    assert {path.name for path in left} == {"samples.npz", "samples.png", "settings.json"}
+
+
+def test_a_clear_that_is_stopped_can_be_finished(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings, which tell what is ours, are the last to go."""
+    options = ("sample", "-m", model, "-n", 1, "--format", "png", "-o", tmp_path, "--overwrite")
+    succeeds(*options)
+    unlink = Path.unlink
+
+    def stopped(self: Path, missing_ok: bool = False) -> None:
+        if self.name == "samples.npz":
+            raise KeyboardInterrupt
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stopped)
+        fails(*options, code=130)
+    succeeds(*options)
+
+
+def test_another_process_is_another_setting(tmp_path: Path) -> None:
+    """Two schedules with the same ends and length look alike in print."""
+    schedules = [
+        make(STEPS, 1e-3, 0.3) for make in (NoiseSchedule.linear, NoiseSchedule.scaled_linear)
+    ]
+    for schedule in schedules:
+        model = save(tmp_path / "model", small_unet(), schedule)
+        out = ("sample", "-m", model, "-n", 1, "-o", tmp_path / "out")
+        if schedule is schedules[0]:
+            succeeds(*out)
+        else:
+            assert "diffusion_sha256" in fails(*out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prediction": "sample"},
+        {"variance": "fixed_large"},
+        {"clip": None},
+        {"last_step_noise": "diffusers"},
+        {"timestep_scale": 1.0},
+        {"schedule": NoiseSchedule.linear(9).respace([0, 3, 8])},
+        {"schedule": NoiseSchedule.from_betas(NoiseSchedule.linear(3).betas, [0, 1, 3])},
+    ],
+    ids=str,
+)
+def test_every_setting_of_a_process_is_in_its_digest(change: dict[str, Any]) -> None:
+    diffusion = GaussianDiffusion(NoiseSchedule.linear(3))
+    digest = models.diffusion_digest(diffusion)
+    assert digest == models.diffusion_digest(GaussianDiffusion(NoiseSchedule.linear(3)))
+    assert digest != models.diffusion_digest(dataclasses.replace(diffusion, **change))
+
+
+@pytest.mark.parametrize(("dims", "types"), [(1, "DownBlock2D"), (3, "DownBlock2D")])
+def test_models_of_other_dimensions_make_an_array_without_pictures(
+    tmp_path: Path, dims: int, types: str
+) -> None:
+    plain = {"down_block_types": (types,) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    model = save(tmp_path / "model", small_unet(dims=dims, **plain))
+    out = tmp_path / "out"
+    succeeds("sample", "-m", model, "-n", 2, "-o", out)
+    x = Sampler(*from_pretrained(model)).sample(2)
+    assert np.array_equal(samples_of(out), to_uint8(x).numpy())
+    assert samples_of(out).shape == (2, *[8] * dims, 1)
+    assert {path.name for path in out.iterdir()} == {"samples.npz", "settings.json"}
+    said = fails("sample", "-m", model, "-n", 2, "--format", "png", "-o", tmp_path / "png")
+    assert "pictures" in said and not (tmp_path / "png").exists()
+    said = fails("interpolate", 0, 1, "-m", model, "--t", 3, "-o", tmp_path / "row.png")
+    assert "pictures" in said and not (tmp_path / "row.png").exists()
 
 
 def test_a_full_disk_keeps_whole_shards_and_the_same_command_goes_on(
@@ -171,14 +301,14 @@ def test_a_full_disk_keeps_whole_shards_and_the_same_command_goes_on(
     arguments = ("sample", "-m", model, "-n", 6, "--batch-size", 2, "-o", out)
     written = []
 
-    def fsync(fd: int) -> None:
-        written.append(fd)
-        # Settings and the first shard find room.
-        if len(written) > 2:
+    def flush(path: Path) -> None:
+        written.append(path)
+        # Settings and the first shard find room, each a file and its folder.
+        if len(written) > 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample_folder.os, "fsync", fsync)
+        patch.setattr(atomic, "flush", flush)
         assert "the disk is full" in fails(*arguments)
     assert [path.name for path in (out / "shards").iterdir()] == ["00000000-00000002.npz"]
     made = []
@@ -199,7 +329,7 @@ def test_a_full_disk_keeps_whole_shards_and_the_same_command_goes_on(
 def test_interrupted_sampling_goes_on(model: str, tmp_path: Path) -> None:
     """A real process, a real SIGINT, and the same command again."""
     out = tmp_path / "out"
-    options = ["-m", model, "-n", "40", "--batch-size", "1", "-o", str(out)]
+    options = ["-m", model, "-n", "200", "--batch-size", "1", "-o", str(out)]
     command = [sys.executable, "-m", "fastddpm", "sample", *options]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -211,10 +341,10 @@ def test_interrupted_sampling_goes_on(model: str, tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     done = len(list((out / "shards").glob("*.npz")))
-    assert 0 < done < 40 and f"{done} of 40 images are done" in errors
+    assert 0 < done < 200 and f"{done} of 200 images are done" in errors
     assert not list(out.rglob("*.partial"))
     succeeds("sample", *options)
-    whole = to_uint8(Sampler(*from_pretrained(model)).sample(40, batch_size=1)).numpy()
+    whole = to_uint8(sampler_of(model).sample(200, batch_size=1)).numpy()
     assert np.array_equal(samples_of(out), whole)
 
 
@@ -318,7 +448,7 @@ def test_interpolate_between_samples(model: str, tmp_path: Path) -> None:
         *("interpolate", 0, 5, "-m", model, "--t", 8, "--lambdas", "0,0.5,1", "--seed", 2),
         *("-o", out),
     )
-    sampler = Sampler(*from_pretrained(model))
+    sampler = sampler_of(model)
     a, b = (sampler.sample(indices=[i], seed=2)[0] for i in (0, 5))
     row = image_grid(to_uint8(sampler.interpolate(a, b, 8, [0, 0.5, 1], 2)), columns=3)
     assert torch.equal(load_png(out, 1), row)
@@ -337,8 +467,41 @@ def test_interpolate_between_pictures(model: str, tmp_path: Path) -> None:
         *("--lambdas", 4, "-o", out),
     )
     a, b = from_uint8(pictures)
-    images = Sampler(*from_pretrained(model)).interpolate(a, b, 3, [0, 1 / 3, 2 / 3, 1])
+    images = sampler_of(model).interpolate(a, b, 3, [0, 1 / 3, 2 / 3, 1])
     assert torch.equal(load_png(out, 1), image_grid(to_uint8(images), columns=4))
+
+
+def test_interpolate_between_samples_of_a_class(tmp_path: Path) -> None:
+    model, out = save(tmp_path / "model", small_unet(num_class_embeds=3)), tmp_path / "row.png"
+    succeeds(*("interpolate", 0, 1, "-m", model, "--t", 5, "--lambdas", 2, "--label", 2, "-o", out))
+    sampler = sampler_of(model)
+    a, b = (sampler.sample(indices=[i], labels=2)[0] for i in (0, 1))
+    images = sampler.interpolate(a, b, 5, [0, 1], labels=2)
+    assert torch.equal(load_png(out, 1), image_grid(to_uint8(images), columns=2))
+
+
+def test_interpolate_writes_over_nothing_that_it_did_not_write(model: str, tmp_path: Path) -> None:
+    (tmp_path / "row.json").write_text("mine")
+    common = ("interpolate", 0, 1, "-m", model, "--t", 2, "-o", tmp_path / "row.png")
+    assert "row.json exists" in fails(*common)
+    assert (tmp_path / "row.json").read_text() == "mine"
+    succeeds(*common, "--overwrite")
+    assert json.loads((tmp_path / "row.json").read_text())["t"] == 2
+    said = fails("interpolate", 0, 1, "-m", model, "--t", 2, "-o", tmp_path / "no" / "i7")
+    assert "--out must end in .png, got" in said and not (tmp_path / "no").exists()
+
+
+def test_interpolate_says_how_to_go_on_after_ctrl_c(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sampler, "interpolate", stop)
+    result = run("interpolate", 0, 1, "-m", model, "--t", 2, "-o", tmp_path / "row.png")
+    assert result.exit_code == 130
+    assert "nothing was written; the same command starts again" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_interpolate_refuses_what_does_not_fit(model: str, tmp_path: Path) -> None:
@@ -348,6 +511,8 @@ def test_interpolate_refuses_what_does_not_fit(model: str, tmp_path: Path) -> No
     assert "9 x 8 pixels" in fails("interpolate", tmp_path / "wide.png", 0, *common)
     assert "text.png" in fails("interpolate", tmp_path / "text.png", 0, *common)
     assert "none.png" in fails("interpolate", tmp_path / "none.png", 0, *common)
+    # A digit to str.isdigit, but no number: taken for a file's name.
+    assert "²" in fails("interpolate", 0, "²", *common)
     assert "--lambdas" in fails("interpolate", 0, 1, *common, "--lambdas", "half")
     assert "0 to 11" in fails("interpolate", 0, 1, "-m", model, "-o", tmp_path / "row.png")
 
@@ -375,6 +540,16 @@ def test_doctor_finds_a_broken_generator(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 # ---- images and progress
+
+
+def test_bytes_of_any_number_of_dimensions() -> None:
+    for shape in ((2, 3, 5), (2, 1, 2, 3, 4)):
+        x = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+        levels = to_uint8(x)
+        assert levels.shape == (shape[0], *shape[2:], shape[1]) and levels.is_contiguous()
+        assert torch.equal(levels.movedim(-1, 1), ((x + 1) * 127.5).round().to(torch.uint8))
+    with pytest.raises(ValueError, match="expected images"):
+        to_uint8(torch.zeros(3, 4))
 
 
 def test_bytes_are_rounded_and_clipped() -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer imports only those before it. A new module must be given its place here.
 LAYERS = (
-    ("_installation", "schedule", "timesteps", "noise", "gaussian", "kernels"),
+    ("_installation", "atomic", "schedule", "timesteps", "noise", "gaussian", "kernels"),
     ("coefficients",),
     ("diffusion",),
     ("ops",),

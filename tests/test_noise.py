@@ -215,6 +215,9 @@ def test_timesteps_are_uniform(num_timesteps: int) -> None:
     [
         ({"seed": -1}, "seed: expected 0 to 2"),
         ({"seed": 2**64}, "seed: expected 0 to 2"),
+        ({"seed": 1.5}, "seed: expected an integer, got 1.5"),
+        ({"seed": None}, "seed: expected an integer, got None"),
+        ({"step": 1.5}, "step: expected an integer, got 1.5"),
         ({"step": -1}, "step: expected 0 to 16777215, got -1"),
         ({"step": 2**24}, "step: expected 0 to 16777215, got 16777216"),
         ({"step": torch.tensor([1.0])}, "step: expected int64"),
@@ -235,3 +238,11 @@ def test_mistakes_are_named(change: dict[str, object], message: str) -> None:
 def test_timesteps_draw_refuses_an_empty_range() -> None:
     with pytest.raises(ValueError, match="num_timesteps: expected 1 to"):
         timesteps_draw(0, torch.arange(2), 0, 0)
+
+
+@pytest.mark.usefixtures("other_default_dtype")
+def test_the_default_dtype_changes_nothing() -> None:
+    z = normal(5, torch.arange(3), 7, (2, 3), Purpose.FORWARD)
+    assert z.dtype == torch.float32
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(z, normal(5, torch.arange(3), 7, (2, 3), Purpose.FORWARD))

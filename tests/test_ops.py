@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -273,12 +275,35 @@ def test_mistakes_are_named(change: dict[str, object], message: str) -> None:
         ops.ancestral_step(**call)
 
 
-@needs_library
-def test_a_row_outside_of_the_table_is_refused() -> None:
-    for i in (-1, 3):
-        call = inputs_of(ancestral_cases.CASES[0]) | {"i": torch.tensor([i]), "backend": "cpu"}
-        with pytest.raises(RuntimeError, match="row index lies outside"):
-            ops.ancestral_step(**call)
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_library)])
+@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("i", [-1, 3, 2**40])
+def test_a_row_outside_of_the_table_is_an_index_error(i: int, draws: bool, backend: str) -> None:
+    case = ancestral_cases.CASES[0]._replace(draws=draws)
+    call = inputs_of(case) | {"i": torch.tensor([i]), "backend": backend}
+    with pytest.raises(IndexError, match=rf"i: expected a row of the table, 0 to 2, got {i}$"):
+        ops.ancestral_step(**call)
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_library)])
+def test_the_default_dtype_changes_nothing(backend: str, other_default_dtype: torch.dtype) -> None:
+    draw = (4, torch.arange(3), 3, (2, 5), Purpose.REVERSE)
+    z = ops.normal(*draw, backend=backend)
+    with default_dtype(torch.float32):
+        call = inputs_of(ancestral_cases.CASES[0]) | {"i": torch.tensor([1]), "backend": backend}
+        expected = (noise.normal(*draw), *ops.ancestral_step(**call))
+    assert torch.get_default_dtype() == other_default_dtype
+    results = (z, *ops.ancestral_step(**call))
+    assert all(r.dtype == torch.float32 for r in results)
+    assert all(same_bits(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
 
 
 # ---- the library

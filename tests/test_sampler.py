@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -361,6 +362,23 @@ def test_a_clipped_chain_ends_in_range_without_a_clamp() -> None:
         ({"n": 3, "batch_size": 2, "noise": lambda step, shape: torch.zeros(shape)}, "split"),
         ({"n": 3, "noise": lambda step, shape: torch.zeros(shape[1:])}, "noise"),
         ({"n": 3, "noise": lambda step, shape: None}, "got NoneType"),
+        ({"n": 2.0}, "n must be an integer, got 2.0"),
+        ({"n": True}, "n must be an integer, got True"),
+        ({"n": 2, "seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"n": 2, "seed": None}, "seed must be an integer, got None"),
+        ({"n": 2, "batch_size": 1.5}, "batch_size must be an integer, got 1.5"),
+        ({"indices": torch.tensor([1.5])}, r"indices must be .*, got torch.float32 \[1\]"),
+        ({"indices": np.array([0.0, 1.0])}, r"indices must be .*, got float64 \[2\]"),
+        ({"indices": torch.tensor([True, False])}, r"indices must be .*, got torch.bool \[2\]"),
+        ({"indices": [0, 1.5]}, "indices must be .*, got .*1.5"),
+        ({"indices": torch.tensor(3)}, r"indices must be .*, got torch.int64 \[\]"),
+        ({"indices": np.zeros((2, 1), np.int32)}, r"indices must be .*, got int32 \[2, 1\]"),
+        ({"indices": 7}, "indices must be .*, got 7"),
+        ({"indices": "12"}, "indices must be .*, got '12'"),
+        ({"indices": [0, 2**63]}, "0 to 2\\^63 - 1"),
+        ({"n": 2, "labels": 1.5}, r"labels must be integers, got \[1\.5\]"),
+        ({"n": 2, "labels": [0.0, 1.0]}, "labels must be integers"),
+        ({"n": 2, "labels": "cat"}, "labels must be integers, got 'cat'"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -371,10 +389,8 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) ->
 
 def test_wrong_samplers_are_refused() -> None:
     d = GaussianDiffusion(schedule(4))
-    with pytest.raises(ValueError, match="give shape="):
-        Sampler(rowwise, d)
     with pytest.raises(ValueError, match="callable"):
-        Sampler(3, d, shape=SHAPE)  # type: ignore[arg-type]
+        Sampler(3, d, shape=SHAPE)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="floating"):
         Sampler(rowwise, d, dtype=torch.int64, shape=SHAPE)
     with pytest.raises(ValueError, match="not built yet"):
@@ -393,6 +409,117 @@ def test_explain_names_what_runs_and_what_does_not() -> None:
     assert "not compile: " in said and "not cuda_graph: " in said
     reference = Sampler(rowwise, d, "reference", dtype=torch.bfloat16, shape=SHAPE).explain()
     assert "reference, in plain torch" in reference and "bfloat16" in reference
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        np.array([6, 2]),
+        np.array([2, 6], dtype=np.uint8)[::-1],
+        torch.tensor([6, 2], dtype=torch.int32),
+        (i for i in (6, 2)),
+        [np.int64(6), torch.tensor(2)],
+    ],
+    ids=["array", "view", "int32", "generator", "scalars"],
+)
+def test_indices_are_integers_in_any_container(indices: Any) -> None:
+    sampler = Sampler(rowwise, GaussianDiffusion(schedule(4)), shape=SHAPE)
+    expected = sampler.sample(indices=[6, 2])
+    assert torch.equal(sampler.sample(indices=indices), expected)
+    assert sampler.sample(indices=np.array([], dtype=np.int64)).shape == (0, *SHAPE)
+    same = sampler.sample(np.int64(2), seed=np.uint64(2**63 + 1))
+    assert torch.equal(same, sampler.sample(2, seed=2**63 + 1))
+
+
+def test_the_default_dtype_changes_nothing(other_default_dtype: torch.dtype) -> None:
+    sampler = Sampler(rowwise, GaussianDiffusion(schedule(20)), shape=SHAPE)
+
+    def noise(step: int, shape: tuple[int, ...]) -> Tensor:
+        return normal(step, torch.arange(shape[0]), 0, shape[1:], Purpose.FORWARD)
+
+    def results() -> list[Tensor]:
+        images = sampler.sample(3, seed=1)
+        last = list(sampler.stream(3, seed=1, every=5))[-1]
+        between = sampler.interpolate(images[0], images[1], 5, [0.3, 0.6])
+        return [images, last.x_t, last.x_0, between, sampler.sample(3, noise=noise)]
+
+    got = results()
+    torch.set_default_dtype(torch.float32)
+    assert all(g.dtype == torch.float32 for g in got)
+    assert all(torch.equal(g, e) for g, e in zip(got, results(), strict=True))
+
+
+class Conditional(nn.Module):
+    """A network of three classes that tells so in its config; the class is added to the output."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        known = {"in_channels": 2, "sample_size": (3, 5), "num_class_embeds": 3}
+        self.config = SimpleNamespace(**(known | {"class_embed_type": None} | config))
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        self.seen.append(labels)
+        return x * 0.1
+
+
+@pytest.mark.parametrize(("labels", "got"), [(9, "9"), ([0, 3], "3"), (-1, "-1"), ([-2, 7], "-2")])
+def test_labels_beyond_the_models_classes_are_refused(labels: Any, got: str) -> None:
+    sampler = Sampler(Conditional(), GaussianDiffusion(schedule(2)))
+    for call in (sampler.sample, sampler.stream):
+        with pytest.raises(ValueError, match=rf"labels must lie in 0 to 2, got {got}$"):
+            call(2, labels=labels)
+
+
+def test_labels_that_a_network_embeds_by_itself_may_be_floating() -> None:
+    timestep = Conditional(num_class_embeds=None, class_embed_type="timestep")
+    Sampler(timestep, GaussianDiffusion(schedule(2))).sample(2, labels=[0.5, 7.25])
+    assert timestep.seen[0].tolist() == [0.5, 7.25]
+    identity = Conditional(num_class_embeds=None, class_embed_type="identity")
+    sampler = Sampler(identity, GaussianDiffusion(schedule(2)))
+    sampler.sample(2, labels=torch.ones(2, 4) / 3)
+    assert torch.equal(identity.seen[0], torch.ones(2, 4) / 3)
+    with pytest.raises(ValueError, match="one class or 2"):
+        sampler.sample(2, labels=torch.ones(3, 4))
+    with pytest.raises(ValueError, match="labels must be numbers, got 'cat'"):
+        sampler.sample(2, labels="cat")  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_a_shape_is_asked_for_only_where_it_is_needed() -> None:
+    d = GaussianDiffusion(schedule(6))
+    plain, told = Sampler(rowwise, d), Sampler(rowwise, d, shape=SHAPE)
+    for call in (plain.sample, plain.stream):
+        with pytest.raises(ValueError, match="give shape="):
+            call(2)
+    a, b = told.sample(2)
+    for pair in ((a, b), (a[None], b[None])):
+        expected = told.interpolate(*pair, 3, [0.2, 0.7])
+        assert torch.equal(plain.interpolate(*pair, 3, [0.2, 0.7]), expected)
+    with pytest.raises(ValueError, match="give shape="):
+        plain.interpolate(a[0], b[0], 3)
+
+
+@pytest.mark.parametrize("every", [1, 7, 50, 1000])
+def test_stream_never_yields_a_state_that_is_not_finite(every: int) -> None:
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where((t == 33).reshape(-1, 1, 1, 1), math.nan, 0 * x)
+
+    seen = []
+    with pytest.raises(FloatingPointError, match="at timestep 33 "):
+        for step in Sampler(model, GaussianDiffusion(schedule(40)), shape=SHAPE).stream(
+            2, every=every
+        ):
+            seen.append(step)
+    assert [step.t for step in seen] == [t for t in range(39, 33, -1) if t % every == 0]
+
+
+def test_the_callers_noise_may_be_a_numpy_array() -> None:
+    def noise(step: int, shape: tuple[int, ...]) -> Any:
+        return np.random.default_rng(step).standard_normal(shape)
+
+    sampler = Sampler(rowwise, GaussianDiffusion(schedule(6)), shape=SHAPE)
+    expected = sampler.sample(3, noise=lambda *call: torch.from_numpy(noise(*call)).float())
+    assert torch.equal(sampler.sample(3, noise=noise), expected)
 
 
 # ---- interpolation
@@ -496,3 +623,31 @@ def test_wrong_interpolations_are_refused() -> None:
         sampler.interpolate(a, b, 20)
     with pytest.raises(ValueError, match="at least one"):
         sampler.interpolate(a, b, 3, [])
+    with pytest.raises(ValueError, match=r"t must be an integer, got 1\.5"):
+        sampler.interpolate(a, b, 1.5)  # type: ignore[arg-type]  # wrong on purpose
+    for weight in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"lambdas must be finite numbers, got {weight}"):
+            sampler.interpolate(a, b, 3, [0.5, weight])
+    with pytest.raises(ValueError, match="lambdas must be finite numbers, got 'x'"):
+        sampler.interpolate(a, b, 3, ["x"])  # type: ignore[list-item]  # wrong on purpose
+    bytes_of_a = ((a + 1) * 127).to(torch.uint8)
+    for images in (bytes_of_a, bytes_of_a.numpy()):
+        with pytest.raises(ValueError, match=r"floating.*from_uint8.*uint8"):
+            sampler.interpolate(images, images, 3)
+    with pytest.raises(ValueError, match="a and b must be tensors, got list"):
+        sampler.interpolate([0.0], b, 3)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_images_and_weights_may_be_numpy_arrays() -> None:
+    sampler, a, b = interpolator()
+    expected = sampler.interpolate(a, b, 5, [0.25, 0.5])
+    got = sampler.interpolate(a.numpy(), b.double().numpy(), 5, np.array([0.25, 0.5]))
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("resample_noise", [False, True])
+def test_no_pairs(resample_noise: bool) -> None:
+    sampler, a, _ = interpolator()
+    none = a[None][:0]
+    got = sampler.interpolate(none, none, 5, [0.25, 0.5], resample_noise=resample_noise)
+    assert got.shape == (2, 0, *SHAPE) and got.dtype == torch.float32

@@ -243,6 +243,8 @@ def test_precision_and_layout_are_close(config: TrainConfig, changes: dict[str, 
         ),
         ({"device": "abacus"}, "device: expected auto"),
         ({"schedule": "lineal"}, "expected a schedule in"),
+        ({"schedule": "jsd"}, "cannot be sampled.*prediction"),
+        ({"prediction": "previous_sample", "loss": "min_snr"}, "expected epsilon, sample or v_"),
     ],
 )
 def test_data_and_settings_must_fit(
@@ -250,6 +252,45 @@ def test_data_and_settings_must_fit(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Trainer(replace(config, **({"label_dropout": 0.0} | changes)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "dropout", "message"),
+    [
+        ([0, -1, 2], 0.0, "labels of 0 or more, got -1"),
+        ([0, 4, 2], 0.0, "num_class_embeds: expected at least 5"),
+        ([0, 3, 2], 0.1, "num_class_embeds: expected at least 5"),
+    ],
+)
+def test_labels_must_fit_the_classes(
+    config: TrainConfig, labels: list[int], dropout: float, message: str
+) -> None:
+    images = np.zeros((3, 8, 8, 1), np.uint8)
+    np.savez(config.data, images=images, labels=np.array(labels))
+    with pytest.raises(ValueError, match=message):
+        Trainer(replace(config, label_dropout=dropout, validation_images=0, validate_every=0))
+
+
+def test_a_schedule_that_ends_without_signal_needs_another_prediction(config: TrainConfig) -> None:
+    trainer = Trainer(replace(config, schedule="jsd", prediction="v_prediction"))
+    trainer.step()
+    assert trainer.meter.take()["loss"] > 0
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
+def test_every_seed_of_64_bits_trains(config: TrainConfig, seed: int) -> None:
+    one, other = (Trainer(replace(config, seed=s)) for s in (seed, seed - 1))
+    for trainer in (one, other):
+        trainer.step()
+    assert math.isfinite(one.validation_loss())
+    assert not torch.equal(one.model.conv_in.weight, other.model.conv_in.weight)
+
+
+def test_hybrid_with_a_fixed_variance_is_simple(config: TrainConfig) -> None:
+    trainers = [Trainer(replace(config, loss=loss)) for loss in ("simple", "hybrid")]
+    for trainer in trainers:
+        trainer.step()
+    assert torch.equal(trainers[0].meter.totals, trainers[1].meter.totals)
 
 
 # ---- whole runs

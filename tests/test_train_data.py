@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +96,11 @@ def test_npz(tmp_path: Path, key: str, channels: int) -> None:
         ({"images": _pixels(2, 4, 4)}, r"expected images uint8 \[N, H, W, C\]"),
         ({"images": np.zeros((2, 4, 4, 3), np.float32)}, "got float32"),
         ({"images": _pixels(0, 4, 4, 3)}, "at least one image"),
-        ({"images": np.array([{}], dtype=object)}, "cannot read"),
+        ({"images": np.array([{}], dtype=object)}, r"x\.npz: cannot read"),
+        (
+            {"images": _pixels(2, 4, 4, 3), "labels": np.array([{}, 1], dtype=object)},
+            r"x\.npz: cannot read",
+        ),
         (
             {"images": _pixels(2, 4, 4, 3), "labels": _pixels(2, 1)},
             r"expected labels integer \[N\]",
@@ -112,6 +118,40 @@ def test_truncated_npz(tmp_path: Path) -> None:
     raw = (tmp_path / "x.npz").read_bytes()
     (tmp_path / "x.npz").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(ValueError, match="cannot read"):
+        load_images(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("save", "size", "flips"),
+    [
+        (np.savez, 8, (0x5A,)),
+        (np.savez_compressed, 8, (0x5A,)),
+        # The header of a large array is read before its checksum is known.
+        (np.savez, 64, (0x01, 0x0B, 0x5A, 0x80)),
+    ],
+)
+def test_a_damaged_npz_is_named(
+    tmp_path: Path, save: Callable[..., None], size: int, flips: tuple[int, ...]
+) -> None:
+    path = tmp_path / "x.npz"
+    save(path, images=_pixels(2, size, size, 3), labels=np.arange(2))
+    raw = path.read_bytes()
+    places = range(len(raw)) if size == 8 else range(200)
+    for position, flip in itertools.product(places, flips):
+        flipped = bytearray(raw)
+        flipped[position] ^= flip
+        path.write_bytes(flipped)
+        try:
+            load_images(path)
+        except ValueError as error:
+            assert "x.npz: " in str(error)
+
+
+@pytest.mark.parametrize("save", [np.save, lambda file, array: file.write(b"no archive")])
+def test_what_is_no_npz_is_named(tmp_path: Path, save) -> None:
+    with (tmp_path / "x.npz").open("wb") as file:
+        save(file, _pixels(2, 4, 4, 3))
+    with pytest.raises(ValueError, match=r"x\.npz: cannot read"):
         load_images(tmp_path / "x.npz")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -76,7 +77,11 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         ("steps = = 3", "not a TOML file"),
         ('data = "x"\nbatch_size = 2\naccumulate = 3', "accumulate: expected at most batch_size"),
         ('data = "x"\nvariance = "learned"', "unet.out_channels: expected 6"),
-        ('data = "x"\nloss = "hybrid"', "loss: hybrid trains a learned variance"),
+        (
+            'data = "x"\nvariance = "learned_range"\n[unet]\nout_channels = 6',
+            "loss: expected vlb, rescaled_vlb or hybrid for variance = learned_range, got simple",
+        ),
+        (f'data = "x"\nseed = {2**64}', "seed: .*got 18446744073709551616"),
         ('data = "x"\nvalidate_every = 5', "expected validation_images > 0"),
         ('data = "x"\nlabel_dropout = 0.1', "expected unet.num_class_embeds"),
     ],
@@ -97,7 +102,7 @@ def test_a_wrong_flag_is_named(flag: str) -> None:
     learning_rate=st.floats(0, 10, allow_nan=False),
     beta_start=st.none() | st.floats(0, 1),
     data=st.text(min_size=1).filter(lambda s: s.isprintable()),
-    channels=st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    channels=st.lists(st.integers(2, 20), min_size=1, max_size=5),
 )
 def test_toml_round_trip(
     tmp_path_factory: pytest.TempPathFactory,
@@ -120,6 +125,42 @@ def test_toml_round_trip(
     path = tmp_path_factory.mktemp("toml") / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
     assert load(TrainConfig, path, {}) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("prediction", "foo", "prediction: expected one of epsilon, .*got 'foo'"),
+        ("optimizer", "sgd", "optimizer: expected one of adam, adamw, got 'sgd'"),
+        ("loss", "simpel", "loss: expected one of simple, .*did you mean simple"),
+        ("steps", -3, r"steps: .*>= 1\): got -3"),
+        ("steps", 1.5, "steps: expected integer, got 1.5"),
+        ("steps", "3", "steps: expected integer, got '3'"),
+        ("ema_decay", float("nan"), "ema_decay: .*got nan"),
+        ("betas", (0.9,), "betas: expected number,number"),
+        ("flip", 1, "flip: expected true|false, got 1"),
+        ("seed", -1, "seed: .*got -1"),
+        ("seed", 2**64, "seed: .*got 18446744073709551616"),
+        ("unet", {"dropout": 0.5}, "unet: expected a UNetConfig, got {'dropout': 0.5}"),
+    ],
+)
+def test_python_is_checked_like_a_file(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(data="x", **{name: value})
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TrainConfig(data="x"), **{name: value})
+
+
+def test_python_converts_like_a_file(tmp_path: Path) -> None:
+    path = _file(tmp_path, 'data = "x"\nlearning_rate = 1\nbetas = [0, 0.5]\nseed = 3\n')
+    from_python = TrainConfig(data="x", learning_rate=1, betas=[0, 0.5], seed=3)  # type: ignore
+    assert from_python == load(TrainConfig, path, {})
+    assert to_toml(from_python) == to_toml(load(TrainConfig, path, {}))
+
+
+def test_hybrid_needs_no_learned_variance() -> None:
+    # GaussianDiffusion.training_losses: just mse if the variance is fixed.
+    assert TrainConfig(data="x", loss="hybrid", variance="fixed_large").loss == "hybrid"
 
 
 def test_differences_name_nested_fields() -> None:

@@ -18,6 +18,7 @@ Settings = TypeVar("Settings")
 def conform(cls: type[Settings], values: Mapping[str, Any], source: str) -> Settings:
     """`cls(**values)` with every value checked, and a ValueError for a field without a value."""
     hints = typing.get_type_hints(cls)
+    # No TypeVar can say that cls is a dataclass.
     needed = [
         f.name
         for f in fields(cls)  # type: ignore[arg-type]

@@ -24,6 +24,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fastddpm import atomic
+
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 TENSOR_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
@@ -102,6 +104,15 @@ def _state_dict(file: BinaryIO, path: Path) -> dict[str, Tensor]:
     return dict(value)
 
 
+def refuse_file_name(folder: Path) -> None:
+    """Raise ValueError if a checkpoint's folder is to be named like a file of tensors."""
+    if folder.suffix.lower() in TENSOR_SUFFIXES:
+        raise ValueError(
+            f"{folder}: expected the name of a folder, got one that ends in {folder.suffix}; "
+            "a folder is written, with the tensors and their settings inside"
+        )
+
+
 def replace_folder(
     folder: Path, texts: Mapping[str, str], weights: str, state: Mapping[str, Tensor]
 ) -> None:
@@ -125,9 +136,9 @@ def replace_folder(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=base) as work:
         new, old = Path(work, "new"), Path(work, "old")
         new.mkdir()
-        _write(new / weights, safetensors.torch.save(dict(state), {"format": "pt"}))
+        atomic.write(new / weights, safetensors.torch.save(dict(state), {"format": "pt"}))
         for name, text in texts.items():
-            _write(new / name, text.encode())
+            atomic.write(new / name, text)
         if in_place:
             for name in (weights, *texts):
                 os.replace(new / name, folder / name)
@@ -154,10 +165,3 @@ def _exchange(new: Path, folder: Path, old: Path) -> None:
     for entry in old.iterdir():
         if not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

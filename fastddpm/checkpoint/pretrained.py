@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.resources
 import json
 import os
@@ -10,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fastddpm.checkpoint.diffusers import CONFIG, WEIGHTS, read_unet, write_config
-from fastddpm.checkpoint.files import TENSOR_SUFFIXES, read_json, read_tensors, replace_folder
+from fastddpm.checkpoint.files import (
+    TENSOR_SUFFIXES,
+    read_json,
+    read_tensors,
+    refuse_file_name,
+    replace_folder,
+)
 from fastddpm.checkpoint.openai import KWARGS, is_openai, read_openai
 from fastddpm.checkpoint.schedulers import read_scheduler, write_scheduler
 from fastddpm.diffusion import GaussianDiffusion
@@ -72,8 +79,9 @@ def save_pretrained(
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        ValueError: `folder` is a file.
+        ValueError: `folder` is a file, or named like one.
     """
+    refuse_file_name(Path(folder))
     index = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
@@ -98,17 +106,33 @@ def builtin_names() -> list[str]:
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> Path:
-    if name_or_path in builtin_names():
+    names = builtin_names()
+    known = ", ".join(names) or "none"
+    # Path("") is the current folder, which nobody asked for.
+    if not os.fspath(name_or_path):
+        raise ValueError(
+            f"expected a file, a folder or a built-in model ({known}), got an empty name"
+        )
+    if name_or_path in names:
         assets = importlib.resources.files("fastddpm") / "assets"
         return Path(str(assets / str(name_or_path)))
     path = Path(name_or_path)
-    if not path.exists():
-        names = ", ".join(builtin_names()) or "none"
+    if not _exists(path):
         raise ValueError(
-            f"expected a file, a folder or a built-in model ({names}), found nothing at {path}; "
+            f"expected a file, a folder or a built-in model ({known}), found nothing at {path}; "
             "a model of a hub must be downloaded first"
         )
     return path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        # No file can have such a name.
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def _read_diffusers(folder: Path) -> tuple[UNet, GaussianDiffusion]:

@@ -115,12 +115,12 @@ def read_scheduler(
             f"{source}: {OURS}: expected an object with keys of {fields}, found {ours!r}"
         )
     exact = conform(Exact, ours, f"{source}: {OURS}")
-    variance = exact.variance or _variance(config, source)
+    variance = _variance(config, source) if exact.variance is None else exact.variance
     if doubled and "variance_type" not in values and exact.variance is None:
         variance = "learned_range"
     return GaussianDiffusion(
         _schedule(config, exact, source),
-        prediction=exact.prediction or _prediction(config),
+        prediction=_prediction(config) if exact.prediction is None else exact.prediction,
         variance=variance,
         clip=config.clip_sample_range if _clips(config, source) else None,
         last_step_noise=exact.last_step_noise,
@@ -129,7 +129,9 @@ def read_scheduler(
 
 
 def _schedule(config: SchedulerConfig, exact: Exact, source: str) -> NoiseSchedule:
-    betas = exact.betas or config.trained_betas
+    if exact.timesteps is not None and exact.betas is None:
+        raise ValueError(f"{source}: {OURS}: timesteps expected betas beside them, found none")
+    betas = config.trained_betas if exact.betas is None else exact.betas
     T = config.num_train_timesteps
     if betas is not None:
         if exact.betas is None and len(betas) != T:

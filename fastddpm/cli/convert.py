@@ -38,11 +38,12 @@ def convert(
     Example: fastddpm convert ema_0.9999_500000.pt cifar10 --kwargs flags.json
     """
     from fastddpm.checkpoint import from_pretrained, save_openai, save_pretrained
-    from fastddpm.checkpoint.files import read_json
+    from fastddpm.checkpoint.files import read_json, refuse_file_name
 
     savers = {"diffusers": save_pretrained, "openai": save_openai}
     if to not in savers:
         raise ValueError(f"--to is one of {', '.join(savers)}; got {to!r}")
+    refuse_file_name(folder)
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} is not empty: choose another folder, or --overwrite")
     arguments = None if kwargs is None else read_json(kwargs)

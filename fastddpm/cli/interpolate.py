@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 from torch import Tensor
 
+from fastddpm import atomic
 from fastddpm.cli import model as models
 from fastddpm.cli.progress import Bar
-from fastddpm.cli.sample_folder import write_whole
 from fastddpm.sampler import Sampler, from_uint8, image_grid, load_png, save_png, to_uint8
+
+COMMAND = "fastddpm interpolate"
+
+A: TypeAlias = Annotated[
+    str, typer.Argument(help="A picture of the model's size, or a sample's index.")
+]
+B: TypeAlias = Annotated[str, typer.Argument(help="The other end: a picture or an index.")]
+MixedAt: TypeAlias = Annotated[
+    int, typer.Option("--t", "-t", min=0, help="Step to mix at, 0 to T-1; larger varies more.")
+]
+Lambdas: TypeAlias = Annotated[
+    str, typer.Option(help="Weights of B: a list as 0,0.5,1 or how many from 0 to 1.")
+]
+ResampleNoise: TypeAlias = Annotated[
+    bool, typer.Option("--resample-noise", help="New noise for each weight.")
+]
+Label: TypeAlias = Annotated[
+    int | None, typer.Option("--label", help="Class of all images, if the model has classes.")
+]
+Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")]
+Overwrite: TypeAlias = Annotated[bool, typer.Option(help="Replace OUT and the settings beside it.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,66 +42,87 @@ def register(app: typer.Typer) -> None:
 
 
 def interpolate(
-    a: Annotated[str, typer.Argument(help="A picture of the model's size, or a sample's index.")],
-    b: Annotated[str, typer.Argument(help="The other end: a picture or an index.")],
-    model: Annotated[str, typer.Option("--model", "-m", help=models.MODEL_HELP)] = "mnist",
-    t: Annotated[
-        int, typer.Option("--t", "-t", min=0, help="Step to mix at, 0 to T-1; larger varies more.")
-    ] = 500,
-    lambdas: Annotated[
-        str, typer.Option(help="Weights of B: a list as 0,0.5,1 or how many from 0 to 1.")
-    ] = "9",
-    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of all noise.")] = 0,
-    resample_noise: Annotated[
-        bool, typer.Option("--resample-noise", help="New noise for each weight.")
-    ] = False,
-    engine: Annotated[str, typer.Option(help=models.ENGINE_HELP)] = "auto",
-    device: Annotated[str | None, typer.Option(help=models.DEVICE_HELP)] = None,
-    dtype: Annotated[str, typer.Option(help=models.DTYPE_HELP)] = "float32",
-    labels: Annotated[int | None, typer.Option("--label", help="Class, if the model has.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path(
-        "interpolation.png"
-    ),
-    overwrite: Annotated[bool, typer.Option(help="Replace OUT.")] = False,
+    a: A,
+    b: B,
+    model: models.Model = "mnist",
+    t: MixedAt = 500,
+    lambdas: Lambdas = "9",
+    seed: models.Seed = 0,
+    resample_noise: ResampleNoise = False,
+    engine: models.Engine = "auto",
+    device: models.Device = None,
+    dtype: models.Dtype = "float32",
+    label: Label = None,
+    out: Out = Path("interpolation.png"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Encode two images to step t of the chain, mix them there and decode.
 
     Writes one row of images, from A to B, and the settings beside it as OUT with the ending .json.
     """
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists: choose another --out, or --overwrite")
+    _check_out(out, overwrite)
     weights = _parse_weights(lambdas)
     sampler, unet = models.load_sampler(model, None, "linspace", engine, device, dtype)
-    image_a, image_b = (_image(sampler, end, seed) for end in (a, b))
+    _check_model(sampler, t)
+    try:
+        images = _mixed(sampler, (a, b), t, weights, seed, resample_noise, label)
+    except KeyboardInterrupt:
+        typer.echo("nothing was written; the same command starts again", err=True)
+        raise
+    settings = {
+        "command": COMMAND,
+        **models.identity(model, unet, sampler.diffusion, dtype),
+        **{"a": a, "b": b, "t": t, "lambdas": weights},
+        **{"seed": seed, "resample_noise": resample_noise, "label": label},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_png(out, image_grid(to_uint8(images), columns=len(weights)))
+    atomic.write(out.with_suffix(".json"), json.dumps(settings, indent=2) + "\n")
+    typer.echo(f"{len(weights)} images from {a} to {b} in {out}")
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {out}")
+    for file in (out, out.with_suffix(".json")):
+        if file.exists() and not overwrite:
+            raise ValueError(f"{file} exists: choose another --out, or --overwrite")
+
+
+def _check_model(sampler: Sampler, t: int) -> None:
+    """What the chains to come would find out only after they ran."""
+    if not models.makes_pictures(sampler.shape):
+        raise ValueError(
+            "interpolation is written as pictures of 1 or 3 channels; samples of this model are "
+            f"{list(sampler.shape)}"
+        )
+    steps = sampler.diffusion.num_steps
+    if t >= steps:
+        raise ValueError(f"--t is a step index from 0 to {steps - 1}; got {t}")
+
+
+def _mixed(
+    sampler: Sampler,
+    ends: tuple[str, str],
+    t: int,
+    weights: list[float],
+    seed: int,
+    resample_noise: bool,
+    label: int | None,
+) -> Tensor:
+    """The decoded images, float32 [L, C, H, W]."""
+    a, b = (_image(sampler, end, seed, label) for end in ends)
     with Bar("interpolating", t + 1) as bar:
-        images = sampler.interpolate(
-            image_a,
-            image_b,
+        return sampler.interpolate(
+            a,
+            b,
             t,
             weights,
             seed,
             resample_noise=resample_noise,
-            labels=labels,
+            labels=label,
             progress=lambda _, __: bar.advance(),
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_png(out, image_grid(to_uint8(images), columns=len(weights)))
-    settings = {
-        "a": a,
-        "b": b,
-        "model": model,
-        "weights_sha256": models.weights_digest(unet),
-        "diffusion": repr(sampler.diffusion),
-        "t": t,
-        "lambdas": weights,
-        "seed": seed,
-        "resample_noise": resample_noise,
-        "dtype": dtype,
-        "label": labels,
-    }
-    text = json.dumps(settings, indent=2) + "\n"
-    write_whole(out.with_suffix(".json"), lambda file: file.write(text.encode()))
-    typer.echo(f"{len(weights)} images from {a} to {b} in {out}")
 
 
 def _parse_weights(text: str) -> list[float]:
@@ -95,12 +137,12 @@ def _parse_weights(text: str) -> list[float]:
     return [k / (count - 1) for k in range(count)]
 
 
-def _image(sampler: Sampler, end: str, seed: int) -> Tensor:
+def _image(sampler: Sampler, end: str, seed: int, label: int | None) -> Tensor:
     """A picture as the model sees it, float32 [C, H, W]; digits mean a sample of the seed."""
-    if end.isdigit():
+    if end.isascii() and end.isdecimal():
         with Bar(f"sampling image {end}", sampler.diffusion.num_steps) as bar:
             return sampler.sample(
-                indices=[int(end)], seed=seed, progress=lambda _, __: bar.advance()
+                indices=[int(end)], seed=seed, labels=label, progress=lambda _, __: bar.advance()
             )[0]
     image = from_uint8(load_png(Path(end), sampler.shape[0])[None])[0]
     if tuple(image.shape) != sampler.shape:

@@ -1,35 +1,59 @@
-"""The model that a command works with, from its options."""
+"""The model that a command works with, from its options, and its identity."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import Annotated, Any, TypeAlias
 
 import torch
-from torch import nn
+import typer
+from torch import Tensor, nn
 
 from fastddpm import timesteps
 from fastddpm.checkpoint import from_pretrained
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.sampler import Sampler
+from fastddpm.sampler.images import PNG_CHANNELS
+from fastddpm.unet import UNet
 
 MODEL_HELP = "A built-in name, a diffusers folder or a checkpoint file."
-STEPS_HELP = "Reverse steps, 1 to T, all T by default; fewer are spread over the T of the model."
-SPACING_HELP = "How fewer steps are spread: linspace, leading, trailing or quad."
-ENGINE_HELP = "auto, reference, compile, cuda_graph or cpu; one asked for is used or refused."
-DEVICE_HELP = "Where to run: cpu, cuda, cuda:1, ...; by default a GPU if torch sees one."
-DTYPE_HELP = "What the network computes in: float32, bfloat16 or float16."
 DTYPES = ("float32", "bfloat16", "float16")
+
+# Options that several commands have.
+Model: TypeAlias = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
+Engine: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="auto, reference, compile, cuda_graph or cpu; one asked for is used or refused."
+    ),
+]
+Device: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Where to run: cpu, cuda, cuda:1, ...; by default a GPU if torch sees one."),
+]
+Dtype: TypeAlias = Annotated[
+    str, typer.Option(help="What the network computes in: float32, bfloat16 or float16.")
+]
+Seed: TypeAlias = Annotated[
+    int,
+    typer.Option(min=0, max=2**64 - 1, help="Seed of all noise; image i depends on it and i."),
+]
 
 
 def load_sampler(
     model: str, steps: int | None, spacing: str, engine: str, device: str | None, dtype: str
-) -> tuple[Sampler, nn.Module]:
+) -> tuple[Sampler, UNet]:
     """The sampler over the model's (respaced) chain, and the network itself."""
     if dtype not in DTYPES:
         raise ValueError(f"--dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
     unet, diffusion = from_pretrained(model)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cpu" and unet.config.dims == 2:
+        # Eager convolutions of a CPU run 1.2 to 1.7 times faster so. The network is ours alone,
+        # loaded a line above, so no caller's layout changes.
+        # torch's stubs lack the argument.
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     diffusion = respaced(diffusion, steps, spacing)
     return Sampler(unet, diffusion, engine, place, getattr(torch, dtype)), unet
 
@@ -39,7 +63,24 @@ def respaced(diffusion: GaussianDiffusion, steps: int | None, spacing: str) -> G
     if steps is None:
         return diffusion
     kept = timesteps.spaced(spacing, diffusion.num_steps, steps)
-    return dataclasses.replace(diffusion, schedule=diffusion.schedule.respace(kept))
+    # The positions in the model's own chain, which may be respaced itself.
+    return diffusion.respace(diffusion.schedule.timesteps[kept])
+
+
+def makes_pictures(shape: tuple[int, ...]) -> bool:
+    """Whether samples of this shape can be written as PNG."""
+    return len(shape) == 3 and shape[0] in PNG_CHANNELS
+
+
+def identity(name: str, unet: UNet, diffusion: GaussianDiffusion, dtype: str) -> dict[str, Any]:
+    """What settings files hold about the model: enough never to take one for another."""
+    return {
+        "model": name,
+        "weights_sha256": weights_digest(unet),
+        "diffusion": repr(diffusion),
+        "diffusion_sha256": diffusion_digest(diffusion),
+        "dtype": dtype,
+    }
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -47,6 +88,21 @@ def weights_digest(network: nn.Module) -> str:
     lies."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        _add(digest, name, tensor)
     return digest.hexdigest()
+
+
+def diffusion_digest(diffusion: GaussianDiffusion) -> str:
+    """SHA-256 over the betas, the timesteps and every other setting; ``repr`` rounds the betas."""
+    digest = hashlib.sha256()
+    _add(digest, "betas", diffusion.schedule.betas)
+    _add(digest, "timesteps", diffusion.schedule.timesteps)
+    for field in dataclasses.fields(diffusion):
+        if field.name != "schedule":
+            digest.update(f"{field.name} {getattr(diffusion, field.name)!r}\n".encode())
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypeAlias
 
 import torch
 import typer
 
 from fastddpm.cli import model as models
 from fastddpm.cli.progress import Bar
-from fastddpm.cli.sample_folder import Images, SampleFolder
+from fastddpm.cli.sample_folder import GRID, IMAGES, RESULT, Images, SampleFolder
 from fastddpm.sampler import Sampler, image_grid, save_png, to_uint8
 
 GRID_IMAGES = 100
 FORMATS = ("npz", "png")
+
+Num: TypeAlias = Annotated[int, typer.Option("--num", "-n", min=1, help="Images to make.")]
+BatchSize: TypeAlias = Annotated[
+    int, typer.Option(min=1, help="Images run at once; each batch is kept when done.")
+]
+Steps: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Reverse steps, 1 to T, all T by default; fewer are spread over the T of the model.",
+    ),
+]
+Spacing: TypeAlias = Annotated[
+    str, typer.Option(help="How fewer steps are spread: linspace, leading, trailing or quad.")
+]
+Labels: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Classes, as 0,1,2; image i gets the i-th, starting over at the end."),
+]
+Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Format: TypeAlias = Annotated[
+    str, typer.Option(help="npz, or png for one file an image in OUT/images besides.")
+]
+Overwrite: TypeAlias = Annotated[
+    bool, typer.Option(help="Replace other samples of this command in OUT.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,52 +49,35 @@ def register(app: typer.Typer) -> None:
 
 
 def sample(
-    model: Annotated[str, typer.Option("--model", "-m", help=models.MODEL_HELP)] = "mnist",
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Images to make.")] = 16,
-    seed: Annotated[
-        int,
-        typer.Option(min=0, max=2**64 - 1, help="Image i depends on the seed and i alone."),
-    ] = 0,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images run at once; each batch is kept when done.")
-    ] = 64,
-    steps: Annotated[int | None, typer.Option(min=1, help=models.STEPS_HELP)] = None,
-    spacing: Annotated[str, typer.Option(help=models.SPACING_HELP)] = "linspace",
-    engine: Annotated[str, typer.Option(help=models.ENGINE_HELP)] = "auto",
-    device: Annotated[str | None, typer.Option(help=models.DEVICE_HELP)] = None,
-    dtype: Annotated[str, typer.Option(help=models.DTYPE_HELP)] = "float32",
-    labels: Annotated[
-        str | None,
-        typer.Option(help="Classes, as 0,1,2; image i gets the i-th, starting over at the end."),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("samples"),
-    format: Annotated[
-        str, typer.Option(help="npz, or png for one file an image in OUT/images besides.")
-    ] = "npz",
-    overwrite: Annotated[bool, typer.Option(help="Replace other samples in OUT.")] = False,
+    model: models.Model = "mnist",
+    num: Num = 16,
+    seed: models.Seed = 0,
+    batch_size: BatchSize = 64,
+    steps: Steps = None,
+    spacing: Spacing = "linspace",
+    engine: models.Engine = "auto",
+    device: models.Device = None,
+    dtype: models.Dtype = "float32",
+    labels: Labels = None,
+    out: Out = Path("samples"),
+    format: Format = "npz",
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw images by the whole reverse chain.
 
     Writes OUT/samples.npz (array "samples", uint8 [N, H, W, C]; a byte is round((x+1)*127.5)),
     OUT/samples.png (a grid of the first 100) and OUT/settings.json. Batches are kept as they
-    finish: after Ctrl-C or a crash the same command goes on where it stopped.
+    finish: after Ctrl-C or a crash the same command goes on where it stopped. Samples that are no
+    pictures, of one or three dimensions, are written as the array alone.
     """
-    if format not in FORMATS:
-        raise ValueError(f"--format is one of {', '.join(FORMATS)}; got {format!r}")
     classes = _parse_labels(labels, num)
     sampler, unet = models.load_sampler(model, steps, spacing, engine, device, dtype)
-    settings: dict[str, Any] = {
-        "model": model,
-        "weights_sha256": models.weights_digest(unet),
-        "diffusion": repr(sampler.diffusion),
-        "num": num,
-        "seed": seed,
-        "batch_size": batch_size,
-        "steps": sampler.diffusion.num_steps,
-        "spacing": spacing,
-        "dtype": dtype,
-        "labels": labels,
-        "format": format,
+    _check_format(format, sampler.shape)
+    settings = {
+        **models.identity(model, unet, sampler.diffusion, dtype),
+        **{"num": num, "seed": seed, "batch_size": batch_size},
+        **{"steps": sampler.diffusion.num_steps, "spacing": spacing},
+        **{"labels": labels, "format": format},
     }
     folder = SampleFolder(out, settings, overwrite=overwrite)
     if folder.complete:
@@ -78,9 +87,21 @@ def sample(
     parts = [range(i, min(i + batch_size, num)) for i in range(0, num, batch_size)]
     _run(sampler, folder, parts, seed, classes)
     samples = folder.join(parts)
-    written = _write_pictures(out, samples, format)
+    written = (
+        _write_pictures(folder, samples, format) if models.makes_pictures(sampler.shape) else []
+    )
     folder.finish(samples, classes)
-    typer.echo(f"{num} images in {out}: {', '.join(['samples.npz', *written])}")
+    typer.echo(f"{num} images in {out}: {', '.join([RESULT, *written])}")
+
+
+def _check_format(format: str, shape: tuple[int, ...]) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"--format is one of {', '.join(FORMATS)}; got {format!r}")
+    if format == "png" and not models.makes_pictures(shape):
+        raise ValueError(
+            "--format png is for pictures of 1 or 3 channels; samples of this model are "
+            f"{list(shape)}"
+        )
 
 
 def _parse_labels(text: str | None, num: int) -> list[int] | None:
@@ -128,16 +149,13 @@ def _batch(sampler: Sampler, part: range, seed: int, classes: list[int] | None, 
     return to_uint8(x).numpy()
 
 
-def _write_pictures(out: Path, samples: Images, format: str) -> list[str]:
+def _write_pictures(folder: SampleFolder, samples: Images, format: str) -> list[str]:
     """The grid, and one file an image if asked for; returns what was written."""
     images = torch.from_numpy(samples)
-    if images.shape[-1] not in (1, 3):
-        typer.echo(f"no PNG is made of {images.shape[-1]} channels", err=True)
-        return []
-    save_png(out / "samples.png", image_grid(images[:GRID_IMAGES]))
+    save_png(folder.folder / GRID, image_grid(images[:GRID_IMAGES]))
     if format == "npz":
-        return ["samples.png"]
-    (out / "images").mkdir(exist_ok=True)
+        return [GRID]
+    folder.picture(0).parent.mkdir(exist_ok=True)
     for i, image in enumerate(images):
-        save_png(out / "images" / f"{i:06d}.png", image)
-    return ["samples.png", "images/"]
+        save_png(folder.picture(i), image)
+    return [GRID, f"{IMAGES}/"]

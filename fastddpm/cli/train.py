@@ -46,6 +46,7 @@ def command() -> Callable[..., None]:
     settings = list(leaves(TrainConfig))
     names = {_parameter_name(s): s.name for s in settings}
     parameters = [_config_parameter(), *(_flag(s) for s in settings)]
+    # inspect.signature reads this attribute, which the type of functions does not declare.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run

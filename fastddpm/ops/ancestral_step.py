@@ -60,8 +60,7 @@ def ancestral_step(
         model_output: [B, C, *spatial], or [B, 2C, *spatial] if the variance is learned; floating.
         noise: float32 [B, C, *spatial], or a `Draw`.
         table: float32 [T, 10], the columns STEP_COLUMNS (`GaussianDiffusion.step_table`).
-        i: int64 [1], the row; read where it lies, so no call waits for the device. The CPU kernel
-            raises RuntimeError if it lies outside of the table.
+        i: int64 [1], the row; read where it lies, so no call waits for the device.
         prediction: "epsilon", "sample", "v_prediction" or "previous_sample".
         variance: "fixed_small", "fixed_large", "learned" or "learned_range".
         clip: bound of |x_0|, above 0; None for no bound.
@@ -74,6 +73,7 @@ def ancestral_step(
     Raises:
         ValueError: shapes, dtypes or names other than these; a backend asked for by name that
             cannot run this call.
+        IndexError: i lies outside of the table. Seen on the CPU only; on a GPU looking would wait.
     """
     _check(x, model_output, noise, table, i, prediction, variance, clip, out)
     reasons = unsupported(x, model_output, noise, table, i)
@@ -164,6 +164,7 @@ def _check(
     _expect("model_output", model_output, (x.shape[0], channels, *x.shape[2:]), model_output.dtype)
     _expect("table", table, (table.shape[0], len(STEP_COLUMNS)), torch.float32)
     _expect("i", i, (1,), torch.int64)
+    _check_row(i, len(table))
     if isinstance(noise, Draw):
         counter_noise.check_draw(noise.seed, noise.indices, i, Purpose.REVERSE)
         _expect("noise.indices", noise.indices, (x.shape[0],), torch.int64)
@@ -174,6 +175,13 @@ def _check(
         _expect("out", tensor, tuple(x.shape), torch.float32)
         if not tensor.is_contiguous() or tensor.device != x.device:
             raise ValueError(f"out: expected contiguous tensors on {x.device}")
+
+
+def _check_row(i: Tensor, rows: int) -> None:
+    if i.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not 0 <= int(i) < rows:
+        raise IndexError(f"i: expected a row of the table, 0 to {rows - 1}, got {int(i)}")
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:

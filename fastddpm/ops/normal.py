@@ -52,7 +52,7 @@ def normal(
     sizes = noise.check_shape(shape)
     indices = indices.contiguous()
     steps = torch.as_tensor(step, dtype=torch.int64, device="cpu").reshape(-1).contiguous()
-    out = torch.empty((len(indices), *sizes))
+    out = torch.empty((len(indices), *sizes), dtype=torch.float32, device="cpu")
     cpu_library().call(
         "fastddpm_normal",
         *(out.data_ptr(), indices.data_ptr(), len(indices), math.prod(sizes), seed),

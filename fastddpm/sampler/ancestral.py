@@ -35,7 +35,7 @@ class StepTables:
     @classmethod
     def of(cls, diffusion: GaussianDiffusion, device: torch.device) -> StepTables:
         """The tables of a diffusion; ValueError if its chain cannot be run (see ``step_table``)."""
-        steps = torch.arange(diffusion.num_steps)
+        steps = torch.arange(diffusion.num_steps, device="cpu")
         return cls(
             diffusion.step_table().to(device, torch.float32),
             diffusion.model_timesteps(steps).to(device),
@@ -46,7 +46,7 @@ class StepTables:
 class AncestralStep:
     """``step(x, i)``: float32 [B, C, H, W] and int64 [1] -> float32 [B, C, H, W].
 
-    labels: int64 [B] on the device, or None.
+    labels: [B, ...] on the device as the network takes them, or None.
     x_0:    a buffer [B, C, H, W] that receives the step's estimate of the image, or None.
     """
 

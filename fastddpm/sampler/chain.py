@@ -67,12 +67,14 @@ class Chain:
         *,
         labels: Tensor | None = None,
         x_0: Tensor | None = None,
+        shown_every: int = CHECK_EVERY,
     ) -> Iterator[tuple[int, Tensor]]:
         """Take the steps start, ..., 0 from the state x.
 
         x: float32 [B, C, H, W]; labels and x_0 as in ``AncestralStep``. Yields (index of the step
         just taken, state); the state is valid until the next step. Raises FloatingPointError for
-        NaN or Inf, naming the timestep.
+        NaN or Inf, naming the timestep; at the latest CHECK_EVERY steps on, and before it yields an
+        index that is a multiple of ``shown_every``.
         """
         watch = FiniteWatch(self.device)
         step = AncestralStep(
@@ -89,7 +91,7 @@ class Chain:
         runner = self.engine.prepare(step, plan)
         noise.refresh(start)
         for i, state in runner.iterate(x):
-            if i % CHECK_EVERY == 0:
+            if i % CHECK_EVERY == 0 or i % shown_every == 0:
                 watch.check(self.diffusion.schedule.timesteps)
             yield i, state
             if i > 0:

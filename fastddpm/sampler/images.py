@@ -4,7 +4,6 @@ uint8/127.5 - 1."""
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastddpm import atomic
+
+# Grey and RGB.
+PNG_CHANNELS = (1, 3)
+
 
 def to_uint8(x: Tensor) -> Tensor:
     """Images as bytes.
 
-    x: floating [B, C, H, W] in [-1, 1]; values beyond are clipped.
-    Returns uint8 [B, H, W, C] on the CPU. Rounds to the nearest level (OpenAI's scripts truncate).
+    x: floating [B, C, *spatial] in [-1, 1]; values beyond are clipped.
+    Returns uint8 [B, *spatial, C] on the CPU. Rounds to the nearest level (OpenAI's scripts
+    truncate).
     """
-    if x.ndim != 4:
-        raise ValueError(f"expected images [B, C, H, W], got shape {list(x.shape)}")
+    if x.ndim < 3:
+        raise ValueError(f"expected images [B, C, *spatial], got shape {list(x.shape)}")
     levels = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu()
+    return levels.movedim(1, -1).contiguous().cpu()
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -48,7 +53,7 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tens
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     size = (rows * (height + gap) + gap, columns * (width + gap) + gap, channels)
-    grid = torch.full(size, 255, dtype=torch.uint8)
+    grid = torch.full(size, 255, dtype=torch.uint8, device="cpu")
     for k, image in enumerate(images):
         top = gap + (k // columns) * (height + gap)
         left = gap + (k % columns) * (width + gap)
@@ -58,15 +63,11 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tens
 
 def save_png(path: Path, image: Tensor) -> None:
     """Write one uint8 image [H, W, C], C = 1 or 3, as a PNG: whole or not at all."""
-    if image.shape[-1] not in (1, 3):
+    if image.shape[-1] not in PNG_CHANNELS:
         raise ValueError(f"a PNG has 1 or 3 channels here, got {image.shape[-1]}")
     pixels = image.numpy()
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with atomic.replacing(path) as partial:
         Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(partial, "PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_png(path: Path, channels: int) -> Tensor:
@@ -74,7 +75,7 @@ def load_png(path: Path, channels: int) -> Tensor:
 
     Raises ValueError for another number of channels, OSError when the file is no readable picture.
     """
-    if channels not in (1, 3):
+    if channels not in PNG_CHANNELS:
         raise ValueError(f"a picture is read with 1 or 3 channels, got {channels}")
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))

@@ -46,12 +46,14 @@ def interpolate(
     noise:          ``fn(step, shape)`` instead of the seed: called with step = T for a's encoder
                     and again for b's, then once for each step t, ..., 0 (the last unused). shape is
                     [B, C, H, W], or [L*B, C, H, W], lambda by lambda, with resample_noise.
-    labels:         int64 [L * B] on the device, or None.
+    labels:         one for each of the L * B rows, on the device, or None.
     after_step:     called after each of the t + 1 steps.
 
     Returns float32 [L, C, H, W] or [L, B, C, H, W]. Raises ValueError as ``Sampler.sample`` does.
     """
-    pairs = _checked(chain, a, b, t, lambdas)
+    pairs = _checked(chain, a, b, t)
+    if not len(pairs[0]):
+        return pairs[0].new_empty((len(lambdas), *pairs[0].shape))
     draws = pairs[0].shape[0] * (len(lambdas) if resample_noise else 1)
     copies = 1 if resample_noise else len(lambdas)
     z_a, z_b, source = _noise(chain, seed, noise, draws, copies, t)
@@ -61,9 +63,7 @@ def interpolate(
     return images[:, 0] if a.ndim == len(chain.shape) else images
 
 
-def _checked(
-    chain: Chain, a: Tensor, b: Tensor, t: int, lambdas: Sequence[float]
-) -> tuple[Tensor, Tensor]:
+def _checked(chain: Chain, a: Tensor, b: Tensor, t: int) -> tuple[Tensor, Tensor]:
     """a and b as float32 [B, C, H, W] on the device; ValueError if something does not fit."""
     sample = len(chain.shape)
     single_or_batch = a.ndim in (sample, sample + 1) and tuple(a.shape[-sample:]) == chain.shape
@@ -74,11 +74,8 @@ def _checked(
         )
     if not 0 <= t < chain.num_steps:
         raise ValueError(f"t must be a step index from 0 to {chain.num_steps - 1}, got {t}")
-    if len(lambdas) == 0:
-        raise ValueError("lambdas must hold at least one weight")
-    shape = (-1, *chain.shape)
-    first, second = (v.to(chain.device, torch.float32).reshape(shape) for v in (a, b))
-    return first, second
+    first, second = (v.to(chain.device, torch.float32) for v in (a, b))
+    return (first[None], second[None]) if a.ndim == sample else (first, second)
 
 
 def _noise(
@@ -88,7 +85,7 @@ def _noise(
     if noise is not None:
         given = GivenNoise(noise, (draws, *chain.shape), chain.device, copies)
         return given.draw(chain.num_steps), given.draw(chain.num_steps), given
-    rows = torch.arange(draws, device=chain.device)
+    rows = torch.arange(draws, dtype=torch.int64, device=chain.device)
     step = int(chain.diffusion.schedule.timesteps[t])
     z_a, z_b = (
         ops.normal(

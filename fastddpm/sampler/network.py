@@ -21,7 +21,7 @@ class Network:
     own stays as it is; weights changed later need a new Network (the sampler makes one for every
     call).
 
-    model: ``(x [B, ...], t int64 [B])`` and, if labels are given, ``labels`` int64 [B] as a third
+    model: ``(x [B, ...], t int64 [B])`` and, if labels are given, ``labels`` [B, ...] as a third
            positional argument; returns a tensor, or an object with the tensor in ``.sample``
            (diffusers).
     dtype: what the model computes in; None is its own.
@@ -69,7 +69,7 @@ def device_of(model: Model, device: torch.device | str | None) -> torch.device:
             f"device {str(wanted)!r} was asked for, but this torch sees no CUDA device"
         )
     # "cuda" means the current device; a tensor there knows its number.
-    return torch.empty(0, device=wanted).device
+    return torch.empty(0, dtype=torch.float32, device=wanted).device
 
 
 def dtype_of(model: Model) -> torch.dtype:

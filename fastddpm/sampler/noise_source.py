@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastddpm import ops
 from fastddpm.noise import Purpose
 
-# fn(step, shape) -> float32 noise of the whole batch
-CallerNoise = Callable[[int, tuple[int, ...]], Tensor]
+# fn(step, shape) -> noise of the whole batch, a tensor or a numpy array
+CallerNoise = Callable[[int, tuple[int, ...]], Any]
 
 
 class NoiseSource(Protocol):
@@ -79,16 +80,17 @@ class GivenNoise:
     ) -> None:
         self._fn = fn
         self._drawn = drawn
-        self._buffer = torch.empty((copies, *drawn), device=device)
+        self._buffer = torch.empty((copies, *drawn), dtype=torch.float32, device=device)
 
     @property
     def of_step(self) -> Tensor:
         return self._buffer.flatten(0, 1)
 
     def draw(self, step: int) -> Tensor:
-        """One draw, float32 [b, C, H, W] on the device. ValueError for anything of another
-        shape."""
+        """One draw, float32 [b, C, H, W] on the device; ValueError for another shape."""
         z = self._fn(step, self._drawn)
+        if isinstance(z, np.ndarray):
+            z = torch.as_tensor(z)
         if not isinstance(z, Tensor) or tuple(z.shape) != self._drawn:
             got = f"shape {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
             raise ValueError(

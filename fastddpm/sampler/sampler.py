@@ -8,7 +8,7 @@ The index i counts the steps still to come after this one; a respaced diffusion 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from fastddpm import engine as engines
 from fastddpm.diffusion import GaussianDiffusion
-from fastddpm.sampler import interpolate
+from fastddpm.sampler import arguments, interpolate
 from fastddpm.sampler.ancestral import StepTables
+from fastddpm.sampler.arguments import Array, Indices, Labels, integer, positive
 from fastddpm.sampler.chain import Chain
 from fastddpm.sampler.explain import explain
 from fastddpm.sampler.network import Model, Network, device_of, dtype_of, evaluating, sample_shape
 from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
 
 Progress = Callable[[int, int], None]
-Labels = int | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Sampler:
                 ops; "compile", "cuda_graph", "cpu" that engine or a ValueError with the reason.
     device:     where to run; None: where the model is.
     dtype:      what the network computes in; None: its own. The chain's state is always float32.
-    shape:      (C, H, W) of a sample; needed where the model's config does not tell.
+    shape:      (C, H, W) of a sample; None: as the model's config tells. Where it does not, only
+                ``interpolate`` runs, with the shape of its images.
     batch_size: the most images to run at once; None: all of them.
 
     A model on another device or in another dtype than asked for is copied at every call, never
@@ -64,8 +65,7 @@ class Sampler:
     because torch picks other algorithms for them; a model that treats each row by itself gives
     identical images for every split.
 
-    Raises ValueError for an engine that cannot run here, a device that is not there, or an unknown
-    shape.
+    Raises ValueError for an engine that cannot run here, or a device that is not there.
     """
 
     def __init__(
@@ -83,24 +83,28 @@ class Sampler:
             raise ValueError(f"model must be callable as model(x, t), got {type(model).__name__}")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type, got {dtype}")
-        found = sample_shape(model) if shape is None else tuple(shape)
-        if found is None:
-            raise ValueError("the model has no config that tells the sample's shape: give shape=")
         self.model = model
         self.diffusion = diffusion
         self.device = device_of(model, device)
         self.dtype = dtype
-        self.shape = found
-        self.batch_size = _batch_size(batch_size)
+        self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
+        self._shape = sample_shape(model) if shape is None else tuple(shape)
         self._engine = engines.select(engine, self.device)
         self._tables = StepTables.of(diffusion, self.device)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of a sample; ValueError if neither the caller nor the model's config told."""
+        if self._shape is None:
+            raise ValueError("the model has no config that tells the sample's shape: give shape=")
+        return self._shape
 
     def sample(
         self,
         n: int | None = None,
         seed: int = 0,
         *,
-        indices: Iterable[int] | Tensor | None = None,
+        indices: Indices | None = None,
         noise: CallerNoise | None = None,
         labels: Labels | None = None,
         batch_size: int | None = None,
@@ -111,12 +115,14 @@ class Sampler:
         Args:
             n: how many; their indices are 0, ..., n-1. Give n or ``indices``.
             seed: 0 to 2^64 - 1.
-            indices: which images of the seed to make, each >= 0, in any order.
-            noise: instead of the seed, ``fn(step, shape) -> float32 [n, C, H, W]``, called with
+            indices: which images of the seed to make: integers >= 0 in any order, in a list, a
+                range, a one-dimensional tensor or array.
+            noise: instead of the seed, ``fn(step, shape) -> noise [n, C, H, W]``, called with
                 step = T for x_T and then once for each step T-1, ..., 0, the last included though
                 it adds no noise (so that draws align with OpenAI's and Ho's loops; diffusers draws
                 none there). The batch is not split.
-            labels: one class for all images, or one for each; needs a conditional model.
+            labels: one class for all images, or one for each; needs a conditional model. Floating
+                where the model's class_embed_type is "timestep" or "identity".
             batch_size: overrides the sampler's for this call.
             progress: called after every step with (steps done, steps in all), summed over the
                       batches.
@@ -129,13 +135,13 @@ class Sampler:
             ValueError: arguments that do not fit together.
             FloatingPointError: NaN or Inf in the chain; names the timestep.
         """
-        chosen = _indices(n, indices, noise)
+        chosen, seed = _chosen(n, indices, noise), integer("seed", seed)
         rows = self._labels(labels, len(chosen))
         size = self._split(len(chosen), batch_size, noise)
         chain = self._chain()
         batches = [slice(i, i + size) for i in range(0, len(chosen), size)]
         after_step = _counted(progress, len(batches) * chain.num_steps)
-        images = torch.empty((len(chosen), *self.shape), device=self.device)
+        images = _buffer(len(chosen), chain)
         for batch in batches:
             source = _source(chain, seed, chosen[batch], noise)
             images[batch] = chain.decode(
@@ -153,7 +159,7 @@ class Sampler:
         seed: int = 0,
         every: int = 50,
         *,
-        indices: Iterable[int] | Tensor | None = None,
+        indices: Indices | None = None,
         noise: CallerNoise | None = None,
         labels: Labels | None = None,
     ) -> Iterator[Step]:
@@ -163,24 +169,25 @@ class Sampler:
         has t = 0 and x_t what ``sample`` returns. All images run as one batch. Other arguments and
         errors as in ``sample``; the arguments are checked at once, the chain runs as it is read.
         """
-        if every < 1:
-            raise ValueError(f"every must be at least 1 step, got {every}")
-        chosen = _indices(n, indices, noise)
-        return self._stream(seed, every, chosen, noise, self._labels(labels, len(chosen)))
+        every, seed = positive("every", every), integer("seed", seed)
+        chosen = _chosen(n, indices, noise)
+        rows = self._labels(labels, len(chosen))
+        return self._stream(self._chain(), seed, every, chosen, noise, rows)
 
     def _stream(
         self,
+        chain: Chain,
         seed: int,
         every: int,
         chosen: Tensor,
         noise: CallerNoise | None,
         labels: Tensor | None,
     ) -> Iterator[Step]:
-        chain = self._chain()
         source = _source(chain, seed, chosen, noise)
-        estimate = torch.empty((len(chosen), *self.shape), device=self.device)
+        estimate = _buffer(len(chosen), chain)
         x = source.initial(chain.num_steps)
-        states = chain.run(x, source, chain.num_steps - 1, labels=labels, x_0=estimate)
+        start = chain.num_steps - 1
+        states = chain.run(x, source, start, labels=labels, x_0=estimate, shown_every=every)
         for t in reversed(range(chain.num_steps)):
             # Entered anew for each step: between them the model's mode is the caller's.
             with evaluating(chain.network.model):
@@ -190,10 +197,10 @@ class Sampler:
 
     def interpolate(
         self,
-        a: Tensor,
-        b: Tensor,
+        a: Tensor | Array,
+        b: Tensor | Array,
         t: int = 500,
-        lambdas: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+        lambdas: Sequence[float] | Tensor | Array = (0.0, 0.25, 0.5, 0.75, 1.0),
         seed: int = 0,
         *,
         resample_noise: bool = False,
@@ -205,19 +212,23 @@ class Sampler:
 
         Encodes both to step t, mixes with each of the L weights in ``lambdas`` and decodes, with
         the same noise for every weight. See ``fastddpm.sampler.interpolate.interpolate`` for every
-        argument.
+        argument. a and b are floating point; where the sampler knows no shape they are taken for
+        pictures, [C, H, W] or [B, C, H, W].
         """
-        pairs = 1 if a.ndim == len(self.shape) else len(a)
+        image_a, image_b = (arguments.images("a and b", end) for end in (a, b))
+        t, weights = integer("t", t), arguments.weights(lambdas)
+        chain = self._chain(image_a)
+        pairs = len(image_a) if image_a.ndim > len(chain.shape) else 1
         return interpolate.interpolate(
-            self._chain(),
-            a,
-            b,
+            chain,
+            image_a,
+            image_b,
             t,
-            lambdas,
-            seed,
+            weights,
+            integer("seed", seed),
             resample_noise=resample_noise,
             noise=noise,
-            labels=self._labels(labels, len(lambdas) * pairs),
+            labels=self._labels(labels, len(weights) * pairs),
             after_step=_counted(progress, t + 1),
         )
 
@@ -225,23 +236,24 @@ class Sampler:
         """Which engine and kernels run, and why not the others, one line each."""
         return explain(self._engine, self.device, self.dtype or dtype_of(self.model))
 
-    def _chain(self) -> Chain:
+    def _chain(self, images: Tensor | None = None) -> Chain:
+        """The chain for samples of the sampler's shape; where that is unknown, of the images'."""
+        shape = self._shape
+        if shape is None and images is not None and images.ndim in (3, 4):
+            shape = tuple(images.shape[-3:])
+        shape = shape or self.shape
         network = Network(self.model, self.device, self.dtype)
-        return Chain(network, self.diffusion, self._tables, self._engine, self.shape, self.device)
+        return Chain(network, self.diffusion, self._tables, self._engine, shape, self.device)
 
     def _labels(self, labels: Labels | None, count: int) -> Tensor | None:
         if labels is None:
             return None
-        rows = torch.as_tensor(labels, dtype=torch.int64, device=self.device)
-        if rows.ndim == 0:
-            return rows.expand(count)
-        if rows.shape != (count,):
-            raise ValueError(f"labels must be one class or {count}, got shape {list(rows.shape)}")
-        return rows
+        return arguments.label_rows(labels, count, self.model, self.device)
 
     def _split(self, count: int, batch_size: int | None, noise: CallerNoise | None) -> int:
         """Images in a batch, at least 1."""
-        size = _batch_size(batch_size) or self.batch_size or max(count, 1)
+        own = None if batch_size is None else positive("batch_size", batch_size)
+        size = own or self.batch_size or max(count, 1)
         if noise is not None and size < count:
             raise ValueError(
                 f"noise= draws for the whole batch: {count} images cannot be split into "
@@ -256,31 +268,18 @@ def _source(chain: Chain, seed: int, chosen: Tensor, noise: CallerNoise | None) 
     return GivenNoise(noise, (len(chosen), *chain.shape), chain.device)
 
 
-def _indices(
-    n: int | None, indices: Iterable[int] | Tensor | None, noise: CallerNoise | None
-) -> Tensor:
+def _chosen(n: int | None, indices: Indices | None, noise: CallerNoise | None) -> Tensor:
     """The sample indices, int64 [n] on the host."""
-    if (n is None) == (indices is None):
-        raise ValueError("give either n, the number of images, or indices=")
-    if n is not None:
-        if n < 0:
-            raise ValueError(f"n must be at least 0, got {n}")
-        return torch.arange(n)
-    if noise is not None:
+    if indices is not None and n is None and noise is not None:
         raise ValueError("noise= replaces the counter's noise, which indices= choose from: give n")
-    listed = indices.tolist() if isinstance(indices, Tensor) else list(indices or ())
-    if any(i < 0 or i >= 1 << 63 for i in listed):
-        raise ValueError(f"indices must lie in 0 to 2^63 - 1, got {min(listed)} to {max(listed)}")
-    return torch.tensor(listed, dtype=torch.int64)
+    return arguments.sample_indices(n, indices)
+
+
+def _buffer(count: int, chain: Chain) -> Tensor:
+    return torch.empty((count, *chain.shape), dtype=torch.float32, device=chain.device)
 
 
 def _counted(progress: Progress | None, total: int) -> Callable[[], None]:
     """A function that reports one step more at each call."""
     done = itertools.count(1)
     return lambda: None if progress is None else progress(next(done), total)
-
-
-def _batch_size(batch_size: int | None) -> int | None:
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return batch_size

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastddpm.diffusion import PREDICTIONS, VARIANCES
 from fastddpm.train.loss import LossKind
+from fastddpm.train.settings import convert_fields
 from fastddpm.unet import UNetConfig
 
 
@@ -33,7 +34,8 @@ FREE_ON_RESUME = frozenset(
 class TrainConfig:
     """Settings of a run; the metadata of each field holds its meaning, unit and range.
 
-    Raises ValueError for settings that contradict each other.
+    Raises ValueError for a value of another type or out of range, and for settings that
+    contradict each other.
     """
 
     data: str = _setting("", "MNIST IDX file or folder, folder of images, or .npz", DATA)
@@ -79,7 +81,12 @@ class TrainConfig:
         PROCESS,
         choices=VARIANCES,
     )
-    loss: LossKind = _setting("simple", "training loss", PROCESS)  # noqa: RUF009 (a Literal)
+    loss: LossKind = _setting(  # noqa: RUF009 (not shared state: _setting makes a field)
+        "simple",
+        "training loss; hybrid is simple where the variance is fixed, and a learned one needs "
+        "hybrid, vlb or rescaled_vlb",
+        PROCESS,
+    )
     vlb_weight: float | None = _setting(
         None, "weight of the bound in the hybrid loss; none: timesteps / 1000", PROCESS, low=0.0
     )
@@ -114,7 +121,9 @@ class TrainConfig:
         True, "decay min(ema_decay, (1 + k) / (10 + k)) at step k", OPTIMISER
     )
 
-    seed: int = _setting(0, "seed of weights, noise, timesteps and data order", MACHINE, low=0)
+    seed: int = _setting(
+        0, "seed of weights, noise, timesteps and data order", MACHINE, low=0, high=2**64 - 1
+    )
     device: str = _setting("auto", "torch device; auto: a GPU if there is one", MACHINE)
     precision: str = _setting(
         "float32",
@@ -153,6 +162,7 @@ class TrainConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         if not self.data:
             raise ValueError("data: expected a path (MNIST IDX, image folder or .npz), got none")
         if self.accumulate > self.batch_size:
@@ -169,15 +179,20 @@ class TrainConfig:
             raise ValueError("validate_every: expected validation_images > 0 beside it, got 0")
         if self.label_dropout and self.unet.num_class_embeds is None:
             raise ValueError("label_dropout: expected unet.num_class_embeds beside it, got none")
+        self._check_variance()
+
+    def _check_variance(self) -> None:
+        learns = self.variance.startswith("learned")
         # "learned" variances double the output; the U-Net's own checks know nothing of that.
-        channels = self.unet.in_channels * (2 if self.variance.startswith("learned") else 1)
+        channels = self.unet.in_channels * (2 if learns else 1)
         if self.unet.out_channels != channels:
             raise ValueError(
                 f"unet.out_channels: expected {channels} for unet.in_channels = "
                 f"{self.unet.in_channels} and variance = {self.variance}, "
                 f"got {self.unet.out_channels}"
             )
-        if self.loss == "hybrid" and not self.variance.startswith("learned"):
+        if learns and self.loss not in ("vlb", "rescaled_vlb", "hybrid"):
             raise ValueError(
-                f"loss: hybrid trains a learned variance, got variance = {self.variance}"
+                f"loss: expected vlb, rescaled_vlb or hybrid for variance = {self.variance}, got "
+                f"{self.loss}, which does not train the variance"
             )

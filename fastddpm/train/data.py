@@ -5,9 +5,12 @@ folder of images (with one sub-folder a class, or none), and .npz with uint8 NHW
 """
 
 import hashlib
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from fastddpm.sampler.images import from_uint8
 from fastddpm.train.idx import read_idx
 from fastddpm.train.order import Epoch
 
@@ -22,6 +26,20 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# What numpy's and zipfile's readers raise for damaged bytes, as found by flipping them
+# (tests/test_train_data.py).
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+    SyntaxError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+)
 NPZ_IMAGES = ("images", "train_images", "arr_0")
 NPZ_LABELS = ("labels", "train_labels", "arr_1")
 
@@ -63,16 +81,11 @@ class ImageData:
 
         A dropped label is −1 here; the loop turns it into the null class.
         """
-        x_0 = scale(self.images[draws.index])
+        x_0 = from_uint8(self.images[draws.index].permute(0, 2, 3, 1))
         x_0 = torch.where(draws.flip[:, None, None, None], x_0.flip(-1), x_0)
         if self.labels is None:
             return x_0, None
         return x_0, self.labels[draws.index].masked_fill(draws.drop_label, -1)
-
-
-def scale(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [−1, 1]: x/127.5 − 1."""
-    return images.to(torch.float32) / 127.5 - 1.0
 
 
 def load_images(path: str | Path, *, image_size: int = 0, pad_to: int = 0) -> ImageData:
@@ -129,18 +142,15 @@ def _read_mnist(path: Path) -> tuple[Pixels, Labels | None]:
 
 
 def _read_npz(path: Path) -> tuple[Pixels, Labels | None]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            image_key = next((k for k in NPZ_IMAGES if k in archive), None)
-            if image_key is None:
-                raise ValueError(
-                    f"expected an array named {' or '.join(NPZ_IMAGES)}, got {archive.files}"
-                )
-            images = archive[image_key]
-            label_key = next((k for k in NPZ_LABELS if k in archive), None)
-            labels = None if label_key is None else archive[label_key]
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: cannot read: {error}") from error
+    # Opened here, so that a file that cannot be opened is not taken for a damaged one.
+    with path.open("rb") as file:
+        try:
+            arrays = _npz_arrays(file)
+        except _DAMAGED as error:
+            kind = type(error).__name__
+            raise ValueError(f"{path}: cannot read: {str(error) or kind}") from error
+    (image_key, images), *labelled = arrays.items()
+    label_key, labels = labelled[0] if labelled else (None, None)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3, 4):
         raise ValueError(
             f"{path}: expected {image_key} uint8 [N, H, W, C] with C = 1, 3 or 4, "
@@ -151,6 +161,17 @@ def _read_npz(path: Path) -> tuple[Pixels, Labels | None]:
             f"{path}: expected {label_key} integer [N], got {labels.dtype} {list(labels.shape)}"
         )
     return images, labels
+
+
+def _npz_arrays(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
+    """The images and, if there are any, the labels, by their names; objects are never unpickled."""
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("expected an archive of named arrays, got a single array (.npy)")
+    keys = [next((k for k in names if k in archive), None) for names in (NPZ_IMAGES, NPZ_LABELS)]
+    if keys[0] is None:
+        raise ValueError(f"expected an array named {' or '.join(NPZ_IMAGES)}, got {archive.files}")
+    return {key: archive[key] for key in keys if key is not None}
 
 
 def _read_folder(path: Path, image_size: int) -> tuple[Pixels, Labels | None]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO
 import torch
 from torch import Tensor
 
-from fastddpm.train.state import write_text
+from fastddpm import atomic
 
 
 class Meter:
@@ -62,7 +62,7 @@ class JsonLines:
     def __init__(self, path: Path, step: int) -> None:
         if path.exists():
             kept = [line for line in path.read_text("utf-8").splitlines() if _is_before(line, step)]
-            write_text(path, "".join(line + "\n" for line in kept))
+            atomic.write(path, "".join(line + "\n" for line in kept))
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:

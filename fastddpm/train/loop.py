@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 
+from fastddpm import atomic
 from fastddpm.checkpoint import save_pretrained
 from fastddpm.train.config import TrainConfig
 from fastddpm.train.log import JsonLines, TensorBoard
@@ -32,7 +33,6 @@ from fastddpm.train.state import (
     prune,
     read_checkpoint,
     write_checkpoint,
-    write_text,
 )
 from fastddpm.train.stop import StopRequest
 from fastddpm.train.trainer import Trainer
@@ -94,7 +94,7 @@ class Run:
             self.trainer.restore(tensors, record)
             self.elapsed = record["elapsed_seconds"]
         self.first = self.trainer.completed
-        write_text(self.out / "config.toml", to_toml(config))
+        atomic.write(self.out / "config.toml", to_toml(config))
 
     def train(self, on_step: Callable[[Progress], None] | None = None) -> Outcome:
         """Steps until the end, the time limit or a signal; then saves and, unless stopped, exports.

@@ -94,6 +94,7 @@ def build(cls: type[Settings], values: Mapping[str, Any], *, source: str = "sett
 
 
 def _build(cls: type[Settings], values: Mapping[str, Any], source: str, prefix: str) -> Settings:
+    # No TypeVar can say that cls is a dataclass.
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -160,6 +161,24 @@ def convert(setting: Setting, value: Any, where: str, *, text: bool = False) -> 
         near = _near(str(made), choices)
         raise ValueError(f"{where}: expected one of {', '.join(choices)}, got {made!r}{near}")
     return made
+
+
+def convert_fields(settings: Any) -> None:
+    """Brings each field of a new settings dataclass to its type, as a file's values are.
+
+    For `__post_init__`. Raises ValueError as `convert` does, and for a nested dataclass that is
+    something else.
+    """
+    cls = type(settings)
+    for setting in leaves(cls):
+        if "." not in setting.name:
+            value = convert(setting, getattr(settings, setting.name), setting.name)
+            object.__setattr__(settings, setting.name, value)
+    for name, hint in typing.get_type_hints(cls).items():
+        value = getattr(settings, name)
+        if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast(type, hint)):
+            kind = typing.cast(type, hint).__name__
+            raise ValueError(f"{name}: expected a {kind}, got {value!r}")
 
 
 def _spelled(choice: str | None) -> str:

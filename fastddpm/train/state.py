@@ -3,12 +3,11 @@
     checkpoints/step-00001000.safetensors       tensors: model/ ema/ optimizer/ meter/ rng/
                                                 metadata "fastddpm": step, settings, ... as JSON
 
-A file is written under a temporary name, flushed to the disk and renamed; a rename replaces in
-one go.  So a run killed at any moment leaves its last checkpoint whole.
+A file is replaced in one go (`fastddpm.atomic`), so a run killed at any moment leaves its last
+checkpoint whole.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastddpm import atomic
+
 FORMAT = 1
-PARTIAL = ".partial"
 METADATA_KEY = "fastddpm"
 
 
@@ -39,18 +39,12 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[
     """
     packed = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {METADATA_KEY: json.dumps({"format": FORMAT, **record})}
-    partial = path.with_name(path.name + PARTIAL)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with atomic.replacing(path) as partial:
         try:
             save_file(packed, partial, metadata)
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error
-        flush(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    flush(path.parent)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -61,6 +55,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            # Not a mapping: it has keys() but cannot be iterated.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: truncated or damaged checkpoint: {error}") from error
@@ -74,28 +69,5 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def prune(folder: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints, and what a killed write left behind."""
-    for stale in [*checkpoints(folder)[:-keep], *folder.glob("*" + PARTIAL)]:
+    for stale in [*checkpoints(folder)[:-keep], *folder.glob("*" + atomic.PARTIAL)]:
         stale.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small text file atomically."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        flush(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Forces a file, or a folder's list of names, to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder.
-    # Windows flushes only files opened for writing.
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -45,6 +45,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = UNet(_sized(config.unet, data)).to(self.device)
         if config.channels_last:
+            # torch's hints leave out Module.to with a memory format alone.
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.update = Update(config, self.model)
         self.meter = Meter(self.device)
@@ -64,7 +65,7 @@ class Trainer:
             loss = self._losses(self._network, batch)
             # A share of the whole batch's mean, so that the parts' gradients add up to its own.
             part = loss.sum() / config.batch_size
-            part.backward()  # type: ignore[no-untyped-call]
+            part.backward()  # type: ignore[no-untyped-call]  # torch has no hints here
             total += part.detach()
         norm = self.update.apply(self.completed)
         self.completed += 1
@@ -151,12 +152,24 @@ class Trainer:
 def build_diffusion(config: TrainConfig) -> GaussianDiffusion:
     """The diffusion process of the settings.
 
-    Raises ValueError for an unknown schedule, or a beta where the schedule has none.
+    Raises ValueError for an unknown schedule, a beta where the schedule has none, or a process
+    that could be trained and then not be sampled.
     """
     ends = {"beta_start": config.beta_start, "beta_end": config.beta_end}
     given = {name: value for name, value in ends.items() if value is not None}
     schedule = NoiseSchedule.named(config.schedule, config.timesteps, **given)
-    return GaussianDiffusion(schedule, prediction=config.prediction, variance=config.variance)
+    diffusion = GaussianDiffusion(schedule, config.prediction, config.variance)
+    try:
+        diffusion.step_table()
+    except ValueError as error:
+        raise ValueError(
+            f"schedule {config.schedule} with prediction {config.prediction} cannot be sampled: "
+            f"{error}"
+        ) from error
+    if config.loss == "min_snr":
+        # Raises for a prediction without such weights.
+        diffusion.min_snr_weight()
+    return diffusion
 
 
 def _device(name: str) -> torch.device:
@@ -193,6 +206,10 @@ def _check_fit(config: TrainConfig, data: ImageData) -> None:
         return
     if data.labels is None:
         raise ValueError(f"unet.num_class_embeds: the images at {config.data} have no labels")
+    if int(data.labels.min()) < 0:
+        raise ValueError(
+            f"{config.data}: expected labels of 0 or more, got {int(data.labels.min())}"
+        )
     needed = int(data.labels.max()) + 1 + (config.label_dropout > 0)
     if unet.num_class_embeds < needed:
         raise ValueError(

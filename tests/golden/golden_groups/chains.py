@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,11 @@ from golden_groups.gaussian import diffusion_of
 
 
 def run(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.ndarray] | None:
-    if "ddim" in case["id"].split("/")[-1]:
+    config = case["config"]
+    if "eta" in config or "ddim" in case["id"].split("/")[-1]:
+        return None
+    # "learned" takes the output as σ² itself where ours is its logarithm, fixed_large_log is NaN.
+    if config.get("variance_type") in ("learned", "fixed_large_log") or config.get("thresholding"):
         return None
     chain = _diffusers if case["peer"] == "diffusers" else _improved_diffusion
     return chain(case, inputs, ctx)
@@ -26,19 +31,11 @@ def run(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.
 def _improved_diffusion(
     case: dict[str, Any], inputs: dict[str, Any], ctx: Any
 ) -> dict[str, np.ndarray]:
-    c = case["config"]
-    config = c | {"mean_type": c["mean"], "var_type": c["var"], "clip_denoised": c["clip"]}
-    d = diffusion_of(config)
+    d = diffusion_of(case["config"])
     draws = ctx.noise(case)
-    steps = _steps(d, inputs, lambda step: next(draws))
-    kept = ctx.tensor(case["outputs"]["intermediate_t"]["exact"]).tolist()
-    by_t = {step.t: step for step in steps}
-    return {
-        "final": steps[-1].x_t.numpy(),
-        "intermediate": torch.stack([by_t[t].x_t for t in kept]).numpy(),
-        "intermediate_pred_xstart": torch.stack([by_t[t].x_0 for t in kept]).numpy(),
-        "intermediate_t": np.array(kept),
-    }
+    steps = _steps(d, case, inputs, lambda step: next(draws))
+    # This peer counts a respaced chain's steps anew.
+    return _recorded(case, ctx, steps, [step.t for step in steps])
 
 
 def _diffusers(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.ndarray]:
@@ -46,23 +43,53 @@ def _diffusers(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[s
     draws = ctx.noise(case)
     zeros = np.zeros(inputs["x_T"].shape, np.float32)
     # DDPMScheduler draws for every timestep above 0.
-    steps = _steps(d, inputs, lambda i: next(draws) if d.schedule.timesteps[i] > 0 else zeros)
-    recorded = len(ctx.tensor(case["outputs"]["intermediate"]["f64"]))
-    every = -(-len(steps) // recorded)
-    states = [s.x_t for k, s in enumerate(steps, 1) if k % every == 0 or k == len(steps)]
-    final = steps[-1].x_t
-    return {
-        "final": final.numpy(),
-        "intermediate": torch.stack(states).numpy(),
-        "timesteps": d.schedule.timesteps.flip(0).numpy(),
-        "pipeline_images": (final / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy(),
+    steps = _steps(d, case, inputs, lambda i: next(draws) if d.schedule.timesteps[i] > 0 else zeros)
+    visited = d.schedule.timesteps.flip(0)
+    pictures = (steps[-1].x_t / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    return _recorded(case, ctx, steps, visited.tolist()) | {
+        "timesteps": visited.numpy(),
+        "pipeline_images": pictures.numpy(),
     }
+
+
+def _recorded(
+    case: dict[str, Any], ctx: Any, steps: list[Step], visited: list[int]
+) -> dict[str, np.ndarray]:
+    """The last state, and those on the way that the case recorded, if it says which.
+
+    visited: the peer's name of each step's timestep, in the chain's order.
+    """
+    kept = _kept(case, ctx, visited)
+    if kept is None:
+        return {"final": steps[-1].x_t.numpy()}
+    return {
+        "final": steps[-1].x_t.numpy(),
+        "intermediate": torch.stack([steps[k].x_t for k in kept]).numpy(),
+        "intermediate_pred_xstart": torch.stack([steps[k].x_0 for k in kept]).numpy(),
+        "intermediate_t": np.array([visited[k] for k in kept]),
+    }
+
+
+def _kept(case: dict[str, Any], ctx: Any, visited: list[int]) -> list[int] | None:
+    """Which steps were recorded, from 0: listed by their timesteps, or described in the notes."""
+    if (listed := case["outputs"].get("intermediate_t")) is not None:
+        return [visited.index(t) for t in ctx.tensor(listed["exact"]).tolist()]
+    if (listed := case["config"].get("intermediate_t")) is not None:
+        return [visited.index(t) for t in listed]
+    notes = case.get("notes", "")
+    described = re.search(r"after step \(j ?\+ ?1\) ?\* ?(\d+)", notes)
+    if described is None:
+        return None
+    every, last = int(described[1]), len(visited) - 1
+    kept = list(range(every - 1, last + 1, every))
+    return kept + ([last] if "after the last step" in notes and last not in kept else [])
 
 
 def _ddpm_scheduler(config: dict[str, Any]) -> GaussianDiffusion:
     """The diffusion of a DDPMScheduler after set_timesteps(num_inference_steps)."""
     schedule = schedules.diffusers(config)
-    T, n = len(schedule), config["num_inference_steps"]
+    T = len(schedule)
+    n = config.get("num_inference_steps") or T
     spacing = config.get("timestep_spacing", "leading")
     if spacing == "leading":
         kept = timesteps.leading(T, n, config.get("steps_offset", 0))
@@ -78,7 +105,10 @@ def _ddpm_scheduler(config: dict[str, Any]) -> GaussianDiffusion:
 
 
 def _steps(
-    d: GaussianDiffusion, inputs: dict[str, Any], draw: Callable[[int], np.ndarray]
+    d: GaussianDiffusion,
+    case: dict[str, Any],
+    inputs: dict[str, Any],
+    draw: Callable[[int], np.ndarray],
 ) -> list[Step]:
     """Every step of the chain from x_T, step i with the noise draw(i)."""
     x_T = torch.tensor(inputs["x_T"])
@@ -86,5 +116,6 @@ def _steps(
     def noise(step: int, shape: tuple[int, ...]) -> Tensor:
         return x_T if step == d.num_steps else torch.from_numpy(draw(step))
 
-    sampler = Sampler(networks.load(inputs["model"]), d, shape=x_T.shape[1:])
-    return list(sampler.stream(len(x_T), every=1, noise=noise))
+    sampler = Sampler(networks.load(inputs["model"], case["config"]), d, shape=x_T.shape[1:])
+    labels = networks.labels_of(inputs)
+    return list(sampler.stream(len(x_T), every=1, noise=noise, labels=labels))

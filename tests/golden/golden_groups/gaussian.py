@@ -20,15 +20,19 @@ _HO_VARIANCES = {"fixedsmall": "fixed_small", "fixedlarge": "fixed_large"}
 
 
 def diffusion_of(config: dict[str, Any]) -> GaussianDiffusion:
-    """The diffusion of an improved-diffusion config: schedule, T, spacing, rescale, types, clip."""
+    """The diffusion of an improved-diffusion config: schedule, T, spacing, rescale, types, clip.
+
+    Single steps spell the last three mean_type, var_type and clip_denoised; chains and training
+    mean, var and clip.
+    """
     schedule = named("improved-diffusion", config)
     if config.get("spacing"):
         schedule = schedule.respace(timesteps.openai_sections(config["T"], config["spacing"]))
     return GaussianDiffusion(
         schedule,
-        _PREDICTIONS[config.get("mean_type", "EPSILON")],
-        config.get("var_type", "FIXED_SMALL").lower(),
-        clip=1.0 if config.get("clip_denoised", True) else None,
+        _PREDICTIONS[config.get("mean_type", config.get("mean", "EPSILON"))],
+        config.get("var_type", config.get("var", "FIXED_SMALL")).lower(),
+        clip=1.0 if config.get("clip_denoised", config.get("clip", True)) else None,
         timestep_scale=1000 / config["T"] if config.get("rescale") else None,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastddpm.gaussian import discretized_gaussian_log_likelihood, normal_kl, open_tail
+from fastddpm.train.loss import LossKind
 from golden_groups import tensors
 from golden_groups.gaussian import diffusion_of, model_output
 
@@ -22,12 +23,17 @@ def run(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.
     return None
 
 
+def loss_of(loss_type: str) -> tuple[LossKind, float | None]:
+    """OpenAI's LossType as the kind and vlb_weight of `GaussianDiffusion.training_losses`."""
+    kinds: dict[str, LossKind] = {"KL": "vlb", "RESCALED_KL": "rescaled_vlb"}
+    # OpenAI's MSE adds the bound's term whole, RESCALED_MSE times T/1000.
+    return kinds.get(loss_type, "hybrid"), 1.0 if loss_type == "MSE" else None
+
+
 def _losses(case: dict[str, Any], inputs: dict[str, Any]) -> dict[str, np.ndarray]:
     config, given = case["config"], tensors(inputs)
     d = diffusion_of(config)
-    kind = {"KL": "vlb", "RESCALED_KL": "rescaled_vlb"}.get(config["loss_type"], "hybrid")
-    # OpenAI's MSE adds the bound's term whole, RESCALED_MSE times T/1000.
-    weight = 1.0 if config["loss_type"] == "MSE" else None
+    kind, weight = loss_of(config["loss_type"])
     losses = d.training_losses(
         lambda x, t: model_output(given),
         given["x_start"],

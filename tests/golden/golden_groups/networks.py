@@ -13,7 +13,7 @@ import torch
 from fastddpm.checkpoint import from_pretrained
 from fastddpm.checkpoint.diffusers import read_config
 from fastddpm.checkpoint.fit import DIFFUSERS_SWITCHES, build, check_fit, shapes
-from fastddpm.unet import UNet
+from fastddpm.unet import UNet, UNetConfig
 
 
 def load(model: dict[str, Any], config: dict[str, Any] | None = None) -> UNet:
@@ -23,7 +23,9 @@ def load(model: dict[str, Any], config: dict[str, Any] | None = None) -> UNet:
     if config is None or "_params" not in config:
         raise ValueError(f"a network by recipe needs the case's config, got {config!r}")
     state = {entry["name"]: _draw(entry) for entry in config["_params"]}
-    unet_config = read_config(config, "case config")
+    # Settings of the chain may stand beside those of the network.
+    network = {k: v for k, v in config.items() if k in UNetConfig.__dataclass_fields__}
+    unet_config = read_config(network, "case config")
     check_fit(state, shapes(unet_config), "the recipe", DIFFUSERS_SWITCHES)
     return build(unet_config, state)
 
@@ -31,14 +33,15 @@ def load(model: dict[str, Any], config: dict[str, Any] | None = None) -> UNet:
 def forward(case: dict[str, Any], inputs: dict[str, Any]) -> np.ndarray:
     """The network's output for a case with x, timesteps and perhaps labels."""
     unet = load(inputs["model"], case["config"])
-    labels = inputs.get("class_labels", inputs.get("y"))
+    x, timesteps = torch.tensor(inputs["x"]), torch.tensor(inputs["timesteps"])
     with torch.inference_mode():
-        out = unet(
-            torch.tensor(inputs["x"]),
-            torch.tensor(inputs["timesteps"]),
-            None if labels is None else torch.tensor(labels),
-        )
-    return out.numpy()
+        return unet(x, timesteps, labels_of(inputs)).numpy()
+
+
+def labels_of(inputs: dict[str, Any]) -> torch.Tensor | None:
+    """The class labels of a case, under either family's name for them; None if it has none."""
+    labels = inputs.get("class_labels", inputs.get("y"))
+    return None if labels is None else torch.tensor(labels)
 
 
 def _draw(entry: dict[str, Any]) -> torch.Tensor:
