@@ -5,7 +5,7 @@ A small convolutional network is trained on MNIST until it reads at least 98 % o
     confident = share of samples whose largest class probability exceeds 0.9
     shares    = share of samples in each of the ten classes
 
-Run: python -m benchmarks.mnist_quality [--model mnist] [--samples 1000] [--npz FILE]
+Run: python -m benchmarks.mnist_quality [--model mnist] [--samples 1000] [--steps N] [--npz FILE]
 Writes benchmarks/results/mnist_quality.json.  The bar: confident ≥ 85 %, shares in [4 %, 18 %].
 """
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastddpm
+from fastddpm import timesteps
 from fastddpm.sampler import to_uint8
 from fastddpm.train.data import ImageData, load_images
 
@@ -78,11 +79,13 @@ def probabilities(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def draw(model: str, count: int, batch_size: int) -> Tensor:
-    """uint8 [count, 1, 28, 28] from the whole chain of `model`, seed 0."""
+def draw(model: str, count: int, batch_size: int, steps: int | None) -> Tensor:
+    """uint8 [count, 1, 28, 28] from `model`, seed 0; steps None: the whole chain."""
     unet, diffusion = fastddpm.from_pretrained(model)
     # On a CPU torch convolves faster in this layout.
     unet = unet.to(memory_format=torch.channels_last)
+    if steps is not None:
+        diffusion = diffusion.respace(timesteps.linspace(diffusion.num_steps, steps))
     sampler = fastddpm.Sampler(unet, diffusion)
     parts = []
     for first in range(0, count, batch_size):
@@ -133,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mnist", help="a built-in name or a checkpoint")
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--steps", type=int, help="reverse steps; default: all of the chain")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--npz", type=Path, help="measure these samples instead of drawing any")
     parser.add_argument("--data", default=str(REPOSITORY / "../shared/data/mnist"))
@@ -141,10 +145,11 @@ def main() -> None:
     network = train_classifier(load_images(arguments.data))
     test = load_images(str(Path(arguments.data) / "t10k-images-idx3-ubyte.gz"))
     if arguments.npz:
-        images = read_samples(arguments.npz)
+        images, origin = read_samples(arguments.npz), {"npz": arguments.npz.name}
     else:
-        images = draw(arguments.model, arguments.samples, arguments.batch_size)
-    report = measure(network, images, test)
+        images = draw(arguments.model, arguments.samples, arguments.batch_size, arguments.steps)
+        origin = {"model": arguments.model, "steps": arguments.steps or "all"}
+    report = origin | measure(network, images, test)
     command = ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     report |= {"torch": torch.__version__, "machine": platform.machine(), "commit": commit}

@@ -331,7 +331,14 @@ def test_interrupted_sampling_goes_on(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["-m", model, "-n", "200", "--batch-size", "1", "-o", str(out)]
     command = [sys.executable, "-m", "fastddpm", "sample", *options]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job inherits an ignored SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not list((out / "shards").glob("*.npz")):
         assert process.poll() is None and time.monotonic() < deadline
