@@ -543,10 +543,23 @@ def test_interpolation_is_encoder_mixture_and_chain() -> None:
     for image, weight in zip(got, lambdas, strict=True):
         x = (1 - weight) * x_a + weight * x_b
         for i in reversed(range(t + 1)):
-            z = normal(4, torch.tensor([0]), i, SHAPE, Purpose.REVERSE)
+            z = normal(4, torch.tensor([1 << 62]), i, SHAPE, Purpose.REVERSE)
             steps = torch.tensor([i])
             x = d.p_step(rowwise(x, steps), x, steps, z)
         assert (image - x[0]).abs().max() < 1e-5
+
+
+def test_interpolation_does_not_follow_the_samples_own_noise() -> None:
+    """Between samples 0 and 1 of its own seed: λ = 1 decodes as from 1, not back to 0."""
+    sampler = Sampler(
+        lambda x, t: torch.zeros_like(x), GaussianDiffusion(schedule(20)), shape=SHAPE
+    )
+    a, b = sampler.sample(2, seed=5)
+    same_seed, other_seed = (
+        (sampler.interpolate(a, b, 10, [1.0], seed=seed)[0] - a).abs().mean() for seed in (5, 6)
+    )
+    # The noise of another seed is unrelated to sample 0; so must this seed's be.
+    assert same_seed > 0.5 * other_seed
 
 
 def test_the_noise_is_fixed_across_lambdas() -> None:
@@ -604,7 +617,7 @@ def test_the_callers_noise_in_an_interpolation() -> None:
         if step == 20:
             which = sum(s == 20 for s, _ in calls) - 1
             return normal(0, torch.tensor([which]), 3, SHAPE, Purpose.INTERPOLATION)
-        return normal(0, torch.tensor([0]), step, SHAPE, Purpose.REVERSE)
+        return normal(0, torch.tensor([1 << 62]), step, SHAPE, Purpose.REVERSE)
 
     got = sampler.interpolate(a, b, 3, [0.2, 0.9], noise=noise)
     assert [step for step, _ in calls] == [20, 20, 3, 2, 1, 0]

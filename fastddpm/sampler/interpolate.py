@@ -20,6 +20,10 @@ from fastddpm.noise import Purpose
 from fastddpm.sampler.chain import Chain
 from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
 
+# Sample indices of the decoding chains, beyond those of any sample: with sample 0's own noise a
+# chain of the same seed would lead back to sample 0 whatever is mixed.
+FIRST_ROW = 1 << 62
+
 
 def interpolate(
     chain: Chain,
@@ -42,7 +46,8 @@ def interpolate(
                     extrapolates.
     resample_noise: draw new noise for each lambda. Draw r (the pair's number; with resampling
                     lambda's number * B + the pair's) uses the counter's sample indices 2r and 2r+1
-                    under INTERPOLATION for the two encoders, and r under REVERSE for the chain.
+                    under INTERPOLATION for the two encoders, and FIRST_ROW + r under REVERSE
+                    for the chain.
     noise:          ``fn(step, shape)`` instead of the seed: called with step = T for a's encoder
                     and again for b's, then once for each step t, ..., 0 (the last unused). shape is
                     [B, C, H, W], or [L*B, C, H, W], lambda by lambda, with resample_noise.
@@ -98,7 +103,7 @@ def _noise(
         )
         for which in (0, 1)
     )
-    return z_a, z_b, chain.counter_noise(seed, rows.repeat(copies))
+    return z_a, z_b, chain.counter_noise(seed, FIRST_ROW + rows.repeat(copies))
 
 
 def _mix(
