@@ -549,17 +549,17 @@ def test_interpolation_is_encoder_mixture_and_chain() -> None:
         assert (image - x[0]).abs().max() < 1e-5
 
 
-def test_interpolation_does_not_follow_the_samples_own_noise() -> None:
-    """Between samples 0 and 1 of its own seed: λ = 1 decodes as from 1, not back to 0."""
-    sampler = Sampler(
-        lambda x, t: torch.zeros_like(x), GaussianDiffusion(schedule(20)), shape=SHAPE
-    )
-    a, b = sampler.sample(2, seed=5)
-    same_seed, other_seed = (
-        (sampler.interpolate(a, b, 10, [1.0], seed=seed)[0] - a).abs().mean() for seed in (5, 6)
-    )
-    # The noise of another seed is unrelated to sample 0; so must this seed's be.
-    assert same_seed > 0.5 * other_seed
+def test_interpolation_decodes_with_noise_of_its_own() -> None:
+    """Not with that of samples of the same seed, which would lead back to those samples."""
+    shape = (3, 32, 32)
+    diffusion = GaussianDiffusion(schedule(20), clip=None)
+    sampler = Sampler(lambda x, t: torch.zeros_like(x), diffusion, shape=shape)
+    decoded = sampler.interpolate(torch.zeros(shape), torch.zeros(shape), 19, [0.0], seed=5)
+    for sample in (0, 1):
+        draws = [normal(5, torch.tensor([sample]), i, shape, Purpose.REVERSE) for i in range(1, 20)]
+        both = torch.stack([decoded.flatten(), sum(draws).flatten()])
+        # Independent: 0 ± 0.018 (3072 values). The same noise: 0.54.
+        assert abs(torch.corrcoef(both)[0, 1]) < 0.1
 
 
 def test_the_noise_is_fixed_across_lambdas() -> None:
