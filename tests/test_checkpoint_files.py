@@ -117,6 +117,12 @@ def test_many_keys_are_counted_and_the_first_listed(checkpoint: Path) -> None:
         from_pretrained(checkpoint)
 
 
+def test_the_folder_of_a_training_run_points_to_its_model(tmp_path: Path, checkpoint: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "run" / "model")
+    with pytest.raises(ValueError, match=r"did you mean .*run.model\?"):
+        from_pretrained(tmp_path / "run")
+
+
 def test_nothing_there(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="built-in model"):
         from_pretrained("no-such-model")

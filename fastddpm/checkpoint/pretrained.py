@@ -157,6 +157,11 @@ def _state_file(folder: Path) -> Path:
         raise ValueError(
             f"{folder}: expected {CONFIG} and {WEIGHTS} (diffusers) or {KWARGS} and one state dict "
             f"(OpenAI), found {found}"
+            + (
+                f"; did you mean {folder / 'model'}?"
+                if (folder / "model" / CONFIG).is_file()
+                else ""
+            )
         )
     return files[0]
 

@@ -101,6 +101,8 @@ def _noise_words() -> Finding:
 
 
 def _noise_kernels() -> Finding:
+    if ops.library.cpu_library().handle is None:
+        return Finding("noise kernels", "none: the specification itself runs")
     indices = torch.arange(4)
     draws = [
         ops.normal(7, indices, 11, (3, 5, 7), Purpose.REVERSE, backend=backend)
