@@ -63,6 +63,12 @@ def python(target: Path, code: str, cwd: Path) -> str:
     return run(sys.executable, "-S", "-c", program, cwd=cwd).stdout
 
 
+MODEL_FILES = {
+    f"fastddpm/assets/mnist/{name}"
+    for name in ("config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors")
+}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_wheel(tmp_path_factory.mktemp("wheel"))[0]
@@ -87,6 +93,7 @@ def test_wheel_contents(wheel: Path) -> None:
         *(f"fastddpm/{file.relative_to(ROOT)}" for file in (ROOT / "kernels").rglob("*.py")),
     }
     assert sources <= names
+    assert {"fastddpm/py.typed", *MODEL_FILES} <= names
     assert "fastddpm/kernels/ancestral_step/reference.py" in sources
     assert "fastddpm/kernels/__init__.py" not in names
     tops = {name.split("/")[0] for name in names}
