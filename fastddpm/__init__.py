@@ -14,6 +14,7 @@ require_installation()
 from fastddpm import ops  # noqa: E402
 from fastddpm.checkpoint import from_pretrained, save_pretrained  # noqa: E402
 from fastddpm.diffusion import GaussianDiffusion, Prediction  # noqa: E402
+from fastddpm.integrations import accelerate  # noqa: E402
 from fastddpm.sampler import Sampler, Step  # noqa: E402
 from fastddpm.schedule import NoiseSchedule  # noqa: E402
 from fastddpm.unet import UNet, UNetConfig  # noqa: E402
@@ -28,6 +29,7 @@ __all__ = [
     "Step",
     "UNet",
     "UNetConfig",
+    "accelerate",
     "from_pretrained",
     "ops",
     "save_pretrained",

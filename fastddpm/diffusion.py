@@ -219,6 +219,7 @@ class GaussianDiffusion:
         *,
         vlb_weight: float | None = None,
         snr_cap: float = 5.0,
+        x_t: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Loss of model(x_t, timesteps) at x_t = q_sample(x_0, t, noise), for each image.
 
@@ -229,11 +230,16 @@ class GaussianDiffusion:
                       only; vlb_weight None = T/1000 (OpenAI). Just mse if the variance is fixed.
         min_snr       mse times `min_snr_weight(snr_cap)` (Hang et al. 2023)
 
+        x_t: q_sample(x_0, t, noise) where the caller has it already (`ops.q_sample` makes it
+        together with the noise).
         Returns "loss" [B] and, where they are part of it, "mse" [B] and "vb" [B].
         Raises ValueError for another kind.
         """
         _choice("kind", kind, LOSSES)
-        x_t = self.q_sample(x_0, t, noise)
+        if x_t is None:
+            x_t = self.q_sample(x_0, t, noise)
+        else:
+            self._check(x_0, t, noise=noise, x_t=x_t)
         model_output = model(x_t, self.model_timesteps(t))
         output, values = self._split(model_output, x_t, t)
         if kind in ("vlb", "rescaled_vlb"):

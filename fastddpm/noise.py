@@ -78,13 +78,13 @@ class Purpose(IntEnum):
 
 
 def philox4x32(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int] | tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox4x32 on counters held as int64 tensors of values in [0, 2^32).
 
     Args:
         counter: four int64 tensors, shapes that broadcast together.
-        key: two words, each in [0, 2^32).
+        key: two words, each in [0, 2^32): numbers, or int64 tensors that broadcast too.
 
     Returns:
         Four int64 tensors of the broadcast shape, values in [0, 2^32).
@@ -102,18 +102,33 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
+def seed_tensor(seed: int, device: torch.device | str | None = None) -> Tensor:
+    """A seed where a kernel reads it: int64 [1], the two's complement of its 64 bits.
+
+    Args:
+        seed: in [0, 2^64).
+        device: by default the CPU.
+
+    Raises:
+        ValueError: a seed out of its range, or none.
+    """
+    _check_seed(seed)
+    signed = seed - (1 << 64) if seed >> 63 else seed
+    return torch.tensor([signed], dtype=torch.int64, device=device or "cpu")
+
+
 def normal(
-    seed: int,
+    seed: int | Tensor,
     indices: Tensor,
     step: int | Tensor,
     shape: Sequence[int],
-    purpose: Purpose,
+    purpose: Purpose | int,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Standard normal noise of the samples `indices` at one timestep.
 
     Args:
-        seed: in [0, 2^64).
+        seed: in [0, 2^64), or an int64 tensor [1] as `seed_tensor` makes it.
         indices: int64 [B], the sample indices.
         step: the original timestep index in [0, 2^24) (0 for `Purpose.INITIAL`): a number, or an
             int64 tensor [1] or [B]. A tensor's values are not checked, since that would wait for
@@ -130,19 +145,22 @@ def normal(
     """
     check_draw(seed, indices, step, purpose)
     elements = math.prod(check_shape(shape))
-    words = _words(seed, indices.to(device or indices.device), step, purpose, -(-elements // 4))
+    indices = indices.to(device or indices.device)
+    words = _words(seed, indices, step, purpose, -(-elements // 4))
     z = torch.stack((*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])), dim=-1)
     return z.flatten(1)[:, :elements].reshape(len(indices), *shape).contiguous()
 
 
-def timesteps_draw(seed: int, indices: Tensor, step: int | Tensor, num_timesteps: int) -> Tensor:
+def timesteps_draw(
+    seed: int | Tensor, indices: Tensor, step: int | Tensor, num_timesteps: int
+) -> Tensor:
     """One training timestep for each sample, uniform on {0, ..., num_timesteps - 1}.
 
     t = floor(word_0 * num_timesteps / 2^32) with purpose TIMESTEP: each t has probability
     1/num_timesteps to within 2^-32.
 
     Args:
-        seed: in [0, 2^64).
+        seed: as in `normal`.
         indices: int64 [B], the sample indices.
         step: in [0, 2^24), tells repeated draws for one sample apart; as in `normal`.
         num_timesteps: T, in [1, 2^24].
@@ -160,12 +178,14 @@ def timesteps_draw(seed: int, indices: Tensor, step: int | Tensor, num_timesteps
     return (word[:, 0] * num_timesteps) >> 32
 
 
-def check_draw(seed: int, indices: Tensor, step: int | Tensor, purpose: Purpose) -> None:
+def check_draw(
+    seed: int | Tensor, indices: Tensor, step: int | Tensor, purpose: Purpose | int
+) -> None:
     """Raise ValueError unless the arguments of `normal` are as its docstring says."""
-    if not isinstance(seed, int):
-        raise ValueError(f"seed: expected an integer, got {seed!r}")
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
+    if not isinstance(seed, Tensor):
+        _check_seed(seed)
+    elif seed.dtype != torch.int64 or tuple(seed.shape) != (1,):
+        raise ValueError(f"seed: expected int64 [1], got {seed.dtype} {list(seed.shape)}")
     if indices.dtype != torch.int64 or indices.ndim != 1:
         raise ValueError(f"indices: expected int64 [B], got {indices.dtype} {list(indices.shape)}")
     if not 0 <= purpose < 1 << 8:
@@ -189,8 +209,15 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+def _check_seed(seed: object) -> None:
+    if not isinstance(seed, int):
+        raise ValueError(f"seed: expected an integer, got {seed!r}")
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
+
+
 def _words(
-    seed: int, indices: Tensor, step: int | Tensor, purpose: Purpose, counters: int
+    seed: int | Tensor, indices: Tensor, step: int | Tensor, purpose: Purpose | int, counters: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four random words of every counter of every sample, each int64 [B, counters]."""
     c0 = torch.arange(counters, dtype=torch.int64, device=indices.device)[None, :]
@@ -198,7 +225,8 @@ def _words(
     c1 = (steps & ((1 << STEP_BITS) - 1)) | (int(purpose) << STEP_BITS)
     c2 = (indices & WORD)[:, None]
     c3 = ((indices >> 32) & WORD)[:, None]
-    return philox4x32((c0, c1, c2, c3), (seed & WORD, seed >> 32))
+    # An int64 seed's sign fills its upper bits when shifted.
+    return philox4x32((c0, c1, c2, c3), (seed & WORD, (seed >> 32) & WORD))
 
 
 def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+# Triton reads it when a kernel's file is imported: the tests interpret kernels, on any machine.
+# tests/ptx compiles them, in processes of its own.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
@@ -23,3 +28,20 @@ def fresh_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def casts_round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter truncates float32 to bfloat16; here it rounds as a GPU and torch do."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    own = InterpreterBuilder.cast_impl
+
+    def cast(self: InterpreterBuilder, source: TensorHandle, dtype: tl.dtype) -> TensorHandle:
+        if (source.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
+            return own(self, source, dtype)
+        rounded = torch.from_numpy(source.data).bfloat16().view(torch.int16)
+        return TensorHandle(rounded.numpy().view("uint16"), dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast)

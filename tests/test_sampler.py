@@ -394,7 +394,9 @@ def test_wrong_samplers_are_refused() -> None:
     with pytest.raises(ValueError, match="floating"):
         Sampler(rowwise, d, dtype=torch.int64, shape=SHAPE)
     with pytest.raises(ValueError, match="not built yet"):
-        Sampler(rowwise, d, "compile", shape=SHAPE)
+        Sampler(rowwise, d, "cpu", shape=SHAPE)
+    with pytest.raises(ValueError, match="'cuda_graph' cannot run: it needs a CUDA device"):
+        Sampler(rowwise, d, "cuda_graph", device="cpu", shape=SHAPE)
     with pytest.raises(ValueError, match="every"):
         Sampler(rowwise, d, shape=SHAPE).stream(2, every=0)
     if not torch.cuda.is_available():

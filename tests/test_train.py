@@ -99,7 +99,7 @@ def _assert_same_run(one: TrainConfig, other: TrainConfig) -> None:
 
 def test_draws_are_the_noise_specification() -> None:
     x_0 = torch.zeros(5, 1, 4, 4)
-    batch = draw_batch(7, 1000, x_0, None, 50)
+    batch = draw_batch(7, 1000, x_0, None, GaussianDiffusion(NoiseSchedule.linear(50)))
     indices = torch.arange(1000, 1005)
     assert torch.equal(batch.noise, normal(7, indices, 0, (1, 4, 4), Purpose.FORWARD))
     assert torch.equal(batch.t, timesteps_draw(7, indices, 0, 50))
@@ -107,9 +107,10 @@ def test_draws_are_the_noise_specification() -> None:
 
 def test_held_out_draws_are_spread_and_apart_from_training() -> None:
     x_0 = torch.zeros(10, 1, 2, 2)
-    whole = held_out_batch(7, 0, 10, x_0, None, 100)
+    diffusion = GaussianDiffusion(NoiseSchedule.linear(100))
+    whole = held_out_batch(7, 0, 10, x_0, None, diffusion)
     assert whole.t.tolist() == list(range(5, 100, 10))
-    part = held_out_batch(7, 4, 10, x_0[:3], None, 100)
+    part = held_out_batch(7, 4, 10, x_0[:3], None, diffusion)
     assert torch.equal(part.noise, whole.noise[4:7])
     expected = normal(7, HELD_OUT + torch.arange(10), 0, (1, 2, 2), Purpose.FORWARD)
     assert torch.equal(whole.noise, expected)
@@ -117,11 +118,33 @@ def test_held_out_draws_are_spread_and_apart_from_training() -> None:
 
 def test_loss_is_the_mean_squared_error_of_the_noise() -> None:
     diffusion = GaussianDiffusion(NoiseSchedule.linear(10))
-    batch = draw_batch(0, 0, torch.randn(6, 1, 4, 4), None, 10)
+    batch = draw_batch(0, 0, torch.randn(6, 1, 4, 4), None, diffusion)
     loss = losses(lambda x, t, labels: 0.5 * x, diffusion, batch, "simple")
     x_t = diffusion.q_sample(batch.x_0, batch.t, batch.noise)
     expected = (0.5 * x_t.double() - batch.noise.double()).square().mean((1, 2, 3))
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_x_t_is_made_with_the_noise_in_one_call(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fused call, whose x_t and noise are bit for bit those of the two steps apart."""
+    diffusion = GaussianDiffusion(NoiseSchedule.cosine(20))
+    x_0 = torch.randn(5, 3, 4, 4)
+    batch = draw_batch(2**63 + 7, 64, x_0, None, diffusion, backend)
+    expected = draw_batch(2**63 + 7, 64, x_0, None, diffusion, "reference")
+    assert batch.x_t is not None and torch.equal(batch.noise, expected.noise)
+    assert torch.equal(batch.x_t, diffusion.q_sample(x_0, batch.t, batch.noise))
+    seen: list[torch.Tensor] = []
+
+    def network(x_t: torch.Tensor, t: torch.Tensor, labels: None) -> torch.Tensor:
+        seen.append(x_t)
+        return x_t
+
+    monkeypatch.setattr(GaussianDiffusion, "q_sample", None)
+    parts = [losses(network, diffusion, part, "simple") for part in batch.split(2)]
+    assert torch.cat(parts).shape == (5,) and torch.equal(torch.cat(seen), batch.x_t)
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 7])

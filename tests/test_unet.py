@@ -7,37 +7,13 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from unet_networks import SMALL, VARIANTS, conditions, images, network
 
 from fastddpm import ops
 from fastddpm.kernels.group_norm_silu.cases import CASES, Case
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.embedding import sinusoidal_embedding
-
-SMALL = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "norm_num_groups": 4,
-    "layers_per_block": 1,
-    "attention_head_dim": 4,
-}
-
-
-def network(**fields: object) -> UNet:
-    """A small network with every parameter random (a fresh one is the zero function)."""
-    torch.manual_seed(0)
-    unet = UNet(UNetConfig.from_dict(SMALL | fields)).eval()
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.normal_(0, 0.2)
-    return unet
-
-
-def images(unet: UNet, batch: int = 2) -> Tensor:
-    config = unet.config
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, config.in_channels, *[8] * config.dims, generator=generator)
+from fastddpm.unet.sum import Sum
 
 
 def count(unet: UNet) -> int:
@@ -189,6 +165,82 @@ class TestForward:
         assert unet.down_blocks[1].attentions[0].heads == 4
         assert unet.mid_block.attentions[0].heads == 4
         assert unet.up_blocks[0].attentions[0].heads == 2
+
+
+class TestTimeRows:
+    @pytest.mark.parametrize("name", VARIANTS)
+    def test_forward_is_denoise_of_the_time_rows(self, name: str) -> None:
+        unet = network(**VARIANTS[name])
+        x, (t, labels) = images(unet), conditions(unet)
+        rows = unet.time_rows(t, labels)
+        assert rows.shape == (2, unet.row_channels)
+        assert torch.equal(unet.denoise(x, rows, t), unet(x, t, labels))
+
+    def test_blocks_read_their_own_columns(self) -> None:
+        unet = network(**VARIANTS["openai"])
+        blocks = unet.residual_blocks()
+        ends = [0, *(block.columns.stop for block in blocks)]
+        assert [block.columns.start for block in blocks] == ends[:-1]
+        assert ends[-1] == unet.row_channels
+        x, t = images(unet), torch.tensor([3, 700])
+        rows = unet.time_rows(t).detach().requires_grad_()
+        unet.denoise(x, rows, t).square().sum().backward()
+        assert rows.grad is not None and (rows.grad != 0).all()
+
+    def test_conv1_runs_without_the_bias_that_its_row_holds(self) -> None:
+        unet = network()
+        x, t = images(unet), torch.tensor([3, 700])
+        rows, before = unet.time_rows(t), unet(x, t)
+        block = unet.residual_blocks()[0]
+        with torch.no_grad():
+            block.conv1.bias.add_(1)
+        expected = rows.clone()
+        expected[:, block.columns] += 1
+        torch.testing.assert_close(unet.time_rows(t), expected)
+        assert torch.equal(unet.denoise(x, rows, t), before)
+
+    def test_refuses_rows_of_another_shape(self) -> None:
+        unet = network()
+        x, t = images(unet), torch.tensor([3, 700])
+        rows = unet.time_rows(t)
+        with pytest.raises(ValueError, match=rf"rows must have shape \[2, {rows.shape[1]}\], got"):
+            unet.denoise(x, rows[:1], t)
+
+
+class TestSum:
+    def parts(self) -> dict[str, Tensor]:
+        shapes = {"value": (2, 8, 4, 4), "residual": (2, 8, 4, 4), "skip": (2, 4, 4, 4)}
+        return {name: torch.randn(shape) for name, shape in shapes.items()} | {
+            "row": torch.randn(2, 8)
+        }
+
+    def expected(self, p: dict[str, Tensor]) -> Tensor:
+        return torch.cat([p["value"] + p["row"][:, :, None, None] + p["residual"], p["skip"]], 1)
+
+    def test_total(self) -> None:
+        p = self.parts()
+        map_ = Sum(p["value"], row=p["row"]).plus(p["residual"]).joined(p["skip"])
+        assert torch.equal(map_.total(), self.expected(p))
+
+    def test_whoever_reads_first_takes_the_sum_for_all(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        p, norm = self.parts(), torch.nn.GroupNorm(4, 12)
+        map_ = Sum(**p)
+        y = map_.normalised(norm, "mish")
+        monkeypatch.setattr(ops, "residual_sum", None)
+        assert torch.equal(map_.total(), self.expected(p))
+        torch.testing.assert_close(y, torch.nn.functional.mish(norm(self.expected(p))))
+
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_resampled(self, keep: bool) -> None:
+        p = self.parts()
+        expected = self.expected(p)
+        map_ = Sum(**p)
+        assert torch.equal(
+            map_.resampled("pad", keep=keep), torch.nn.functional.pad(expected, (0, 1, 0, 1))
+        )
+        assert torch.equal(map_.total(), expected)
 
 
 class TestRefusals:

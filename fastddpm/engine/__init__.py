@@ -1,7 +1,23 @@
 """Engines: run one step many times. ``prepare(step, plan) -> Runner``; see engine/plan.py for the
 contract."""
 
-from fastddpm.engine.plan import Plan, Prepare, Runner, Step
+from fastddpm.engine.cache import RunnerCache, serving_size
+from fastddpm.engine.plan import CannotPrepare, Plan, Prepare, Runner, Step
+from fastddpm.engine.precision import precision
 from fastddpm.engine.selection import ENGINES, Selection, select
+from fastddpm.engine.weights import Fingerprint
 
-__all__ = ["ENGINES", "Plan", "Prepare", "Runner", "Selection", "Step", "select"]
+__all__ = [
+    "ENGINES",
+    "CannotPrepare",
+    "Fingerprint",
+    "Plan",
+    "Prepare",
+    "Runner",
+    "RunnerCache",
+    "Selection",
+    "Step",
+    "precision",
+    "select",
+    "serving_size",
+]

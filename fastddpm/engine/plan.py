@@ -4,7 +4,7 @@ A step is a function ``step(x, i) -> x``: ``x`` the chain's state [B, ...], ``i`
 tensor of shape [1] holding the step's index. The chain runs i = start, start - 1, ..., counting
 down:
 
-    for i in (start, start-1, ..., start-steps+1):  x = step(x, i)
+    begin(x);   for i in (start, start-1, ..., start-steps+1):  x = step(x, i)
 
 Everything a step needs it reads through ``i`` from tables on the device, so the same step serves
 the eager loop, a CUDA graph (one capture replayed for every i) and a recorded CPU program. An
@@ -22,6 +22,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+# step(x, i) may write x in place and return it, or return another tensor of the same shape, dtype
+# and device. What else it reads and writes lies in tensors whose addresses stay. It may have a
+# method ``begin(x)``, called with the state before the first step of every run: there it puts back
+# whatever it carries from one step to the next (the first network input, a flag of its own).
+# Engines call the step more often than the chain has steps (to warm up), each time after ``begin``.
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -29,66 +34,93 @@ Step = Callable[[Tensor, Tensor], Tensor]
 class Plan:
     """What a runner is prepared for.
 
-    shape:  the state's shape, [B, ...]. B may be 0.
-    start:  index of the first step, >= 0.
-    device: where the state lives.
-    steps:  how many steps to take, counting down; None means down to and including 0.
-    dtype:  the state's dtype.
+    shape:     the state's shape, [B, ...]. B may be 0.
+    num_steps: rows of the step's tables, at least 1; indices are 0 to num_steps - 1.
+    device:    where the state lives.
+    dtype:     the state's dtype.
 
-    Raises ValueError for a chain that would count below zero.
+    Raises ValueError for a chain of no steps.
     """
 
     shape: tuple[int, ...]
-    start: int
+    num_steps: int
     device: torch.device
-    steps: int | None = None
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        if self.start < 0:
-            raise ValueError(f"a chain starts at an index >= 0, got start={self.start}")
-        if self.steps is not None and not 0 <= self.steps <= self.start + 1:
-            raise ValueError(
-                f"from index {self.start} a chain has 0 to {self.start + 1} steps, got {self.steps}"
-            )
+        if self.num_steps < 1:
+            raise ValueError(f"a chain has at least one step, got num_steps={self.num_steps}")
 
-    @property
-    def indices(self) -> range:
-        """The step indices in the order in which they run."""
-        steps = self.start + 1 if self.steps is None else self.steps
-        return range(self.start, self.start - steps, -1)
+    def indices(self, start: int | None = None, steps: int | None = None) -> range:
+        """The step indices in the order in which they run.
+
+        start: the first, num_steps - 1 if None. steps: how many; None means down to 0 and with it.
+
+        Raises ValueError for a start that the tables have no row for, or a chain that would count
+        below zero.
+        """
+        start = self.num_steps - 1 if start is None else start
+        if not 0 <= start < self.num_steps:
+            raise ValueError(f"a chain starts at an index 0 to {self.num_steps - 1}, got {start}")
+        steps = start + 1 if steps is None else steps
+        if not 0 <= steps <= start + 1:
+            raise ValueError(f"from index {start} a chain has 0 to {start + 1} steps, got {steps}")
+        return range(start, start - steps, -1)
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless x is what this plan was made for."""
-        got = (tuple(x.shape), x.dtype, x.device)
-        wanted = (self.shape, self.dtype, self.device)
-        if got != wanted:
+        if not self._fits(x):
+            raise ValueError(f"this runner was prepared for {self._state}; got {_described(x)}")
+
+    def check_step(self, returned: Tensor) -> None:
+        """Raise ValueError unless a step returned what the next one takes."""
+        if not self._fits(returned):
             raise ValueError(
-                f"this runner was prepared for shape {list(wanted[0])}, {wanted[1]} "
-                f"on {wanted[2]}; got shape {list(got[0])}, {got[1]} on {got[2]}"
+                f"a step returns a state like the one it gets, {self._state}; "
+                f"this one returned {_described(returned)}"
             )
+
+    def _fits(self, x: Tensor) -> bool:
+        return (tuple(x.shape), x.dtype, x.device) == (self.shape, self.dtype, self.device)
+
+    @property
+    def _state(self) -> str:
+        return f"shape {list(self.shape)}, {self.dtype} on {self.device}"
+
+
+def _described(x: Tensor) -> str:
+    return f"shape {list(x.shape)}, {x.dtype} on {x.device}"
+
+
+class CannotPrepare(ValueError):
+    """An engine cannot run this step: the message says why, and which engines can."""
 
 
 class Runner(Protocol):
-    """A prepared chain."""
+    """A prepared chain. It owns one state and one index, so it runs one chain at a time."""
 
     @property
     def plan(self) -> Plan: ...
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Run every step from the state x (left unchanged) and return a fresh tensor.
+    def __call__(self, x: Tensor, start: int | None = None, steps: int | None = None) -> Tensor:
+        """Run the steps ``plan.indices(start, steps)`` from the state x, which is left unchanged,
+        and return a fresh tensor.
 
-        Raises ValueError when x is not of the plan's shape, dtype and device.
+        Raises ValueError when x is not of the plan's shape, dtype and device, or the plan has no
+        such steps.
         """
         ...
 
-    def iterate(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def iterate(
+        self, x: Tensor, start: int | None = None, steps: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """The same chain one step at a time: yields (index of the step just taken, the state after
         it).
 
-        The state belongs to the runner and is valid until the next step. Whatever must happen on
-        the host between steps (progress, progressive samples, a caller's own noise) happens in the
-        loop over this.
+        The chain begins at the call: x is copied, errors are raised. The state belongs to the
+        runner and is valid until the next step. Whatever must happen on the host between steps
+        (progress, progressive samples, a caller's own noise) happens in the loop over this.
+        Beginning another run of the same runner ends this one: its next step raises RuntimeError.
         """
         ...
 

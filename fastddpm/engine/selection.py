@@ -9,37 +9,83 @@ from dataclasses import dataclass
 
 import torch
 
-from fastddpm.engine import eager
-from fastddpm.engine.plan import Prepare
+from fastddpm.engine import compiled, eager
+from fastddpm.engine.cuda_graph import CudaGraphs
+from fastddpm.engine.plan import CannotPrepare, Plan, Prepare, Runner, Step
 
 ENGINES = ("auto", "reference", "compile", "cuda_graph", "cpu")
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The engine that will run.
+class Engine:
+    """One way to prepare a step.
 
-    name:    "reference" or "eager" (the same loop; "reference" also keeps to the reference ops).
-    backend: the backend for ops, "reference" or "auto".
-    prepare: the engine itself.
-    others:  engine name -> why it does not run here.
+    name: "reference", "eager" (the same loop, with the fast ops), "compile" or "cuda_graph".
+    what: the same in words, for people.
     """
 
     name: str
-    backend: str
+    what: str
     prepare: Prepare
-    others: dict[str, str]
+
+
+class Selection:
+    """The engine that runs, and those that take over where it cannot prepare a step.
+
+    backend: the backend for ops, "reference" or "auto".
+    others:  engine name -> why it does not run here.
+    notes:   what was tried and could not prepare a step, in words.
+    """
+
+    def __init__(self, engines: tuple[Engine, ...], backend: str, others: dict[str, str]) -> None:
+        self._engines = engines
+        self.backend = backend
+        self.others = others
+        self.notes: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """The engine that runs, or will."""
+        return self._engines[0].name
+
+    @property
+    def captures(self) -> bool:
+        """Whether the step is compiled or captured, not called by Python every time."""
+        return self.name in ("compile", "cuda_graph")
+
+    def prepare(self, step: Step, plan: Plan) -> Runner:
+        """Prepare ``step`` with the first engine that can; one that cannot is not tried again.
+
+        Raises CannotPrepare (a ValueError) if the last one cannot. What the step raises by itself
+        goes through.
+        """
+        while True:
+            try:
+                return self._engines[0].prepare(step, plan)
+            except CannotPrepare as error:
+                if len(self._engines) == 1:
+                    raise
+                self._give_up(str(error))
+
+    def _give_up(self, why: str) -> None:
+        """Go on with the next engine."""
+        before, *left = self._engines
+        self._engines = tuple(left)
+        self.notes.append(f"{before.what} could not prepare the chain: {why}")
+        if before.name not in [engine.name for engine in left]:
+            self.others[before.name] = why
 
 
 def unsupported(name: str, device: torch.device) -> str | None:
     """Why the engine cannot run on this device, or None if it can."""
-    if name in ("auto", "reference"):
-        return None
     if name == "cuda_graph" and device.type != "cuda":
         return f"it needs a CUDA device, the chain is on {device}"
-    if name == "cpu" and device.type != "cpu":
-        return f"it runs on the CPU, the chain is on {device}"
-    return "it is not built yet in this version"
+    if name == "compile" and device.type not in ("cuda", "cpu"):
+        return f"it runs on CUDA devices and the CPU, the chain is on {device}"
+    if name == "cpu":
+        wrong = device.type != "cpu"
+        return f"it runs on the CPU, the chain is on {device}" if wrong else "it is not built yet"
+    return None
 
 
 def select(name: str, device: torch.device) -> Selection:
@@ -49,11 +95,25 @@ def select(name: str, device: torch.device) -> Selection:
     reason = unsupported(name, device)
     if reason is not None:
         raise ValueError(f"engine {name!r} cannot run: {reason}; 'auto' and 'reference' can")
+    engines = _candidates(name, device)
+    named = {"auto", "reference", name, *(engine.name for engine in engines)}
     others = {
-        other: why
+        other: unsupported(other, device) or "it runs when it is asked for by name"
         for other in ENGINES
-        if other != name and (why := unsupported(other, device)) is not None
+        if other not in named
     }
-    if name == "reference":
-        return Selection("reference", "reference", eager.prepare, others)
-    return Selection("eager", "auto", eager.prepare, others)
+    return Selection(engines, "reference" if name == "reference" else "auto", others)
+
+
+def _candidates(name: str, device: torch.device) -> tuple[Engine, ...]:
+    """The engines to try, the first first. A graph of the step as it is still is a graph."""
+    reference = Engine("reference", "the plain loop with the reference ops", eager.prepare)
+    plain = Engine("eager", "the plain loop", eager.prepare)
+    compile = Engine("compile", "torch.compile", compiled.prepare)
+    graphs = (
+        Engine("cuda_graph", "a CUDA graph of the compiled step", CudaGraphs().prepare),
+        Engine("cuda_graph", "a CUDA graph of the step", CudaGraphs(compile=False).prepare),
+    )
+    if name == "auto":
+        return (*graphs, compile, plain) if device.type == "cuda" else (plain,)
+    return {"reference": (reference,), "compile": (compile,), "cuda_graph": graphs}[name]

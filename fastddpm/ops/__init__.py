@@ -1,8 +1,22 @@
 """The functional API: checks, choice of backend, one file per op."""
 
-from fastddpm.ops.ancestral_step import Draw, ancestral_step
+from fastddpm.ops.ancestral_step import Draw, ancestral_step, ancestral_step_
+from fastddpm.ops.backends import using
 from fastddpm.ops.group_norm_silu import group_norm_silu
 from fastddpm.ops.library import cpu_library_status
 from fastddpm.ops.normal import normal
+from fastddpm.ops.q_sample import q_sample
+from fastddpm.ops.residual_sum import resampled_sum, residual_sum
 
-__all__ = ["Draw", "ancestral_step", "cpu_library_status", "group_norm_silu", "normal"]
+__all__ = [
+    "Draw",
+    "ancestral_step",
+    "ancestral_step_",
+    "cpu_library_status",
+    "group_norm_silu",
+    "normal",
+    "q_sample",
+    "resampled_sum",
+    "residual_sum",
+    "using",
+]

@@ -13,14 +13,11 @@ from torch import Tensor
 
 from fastddpm import noise as counter_noise
 from fastddpm.kernels.ancestral_step import reference
-from fastddpm.kernels.ancestral_step.reference import (
-    LEARNED_VARIANCES,
-    PREDICTIONS,
-    STEP_COLUMNS,
-    VARIANCES,
-)
+from fastddpm.kernels.ancestral_step.call import StepCall
 from fastddpm.noise import Purpose
-from fastddpm.ops.library import choose_backend, cpu_library, unsupported_tensors
+from fastddpm.ops.backends import choose_backend, triton_unsupported
+from fastddpm.ops.library import cpu_library, unsupported_tensors
+from fastddpm.ops.registry import register
 
 # Codes of fastddpm.h.
 _PREVIOUS_SAMPLE = 1
@@ -31,13 +28,67 @@ _VARIANCE_CODES = {"fixed_small": 0, "fixed_large": 0, "learned": 1, "learned_ra
 class Draw:
     """Noise that the step draws by itself: Purpose.REVERSE of noise.py, never stored.
 
-    seed: in [0, 2^64). indices: int64 [B], the sample indices. timesteps: int64 [T], the original
-    timestep of each row of the step table.
+    seed: int64 [1], `noise.seed_tensor`. indices: int64 [B], the sample indices. timesteps: int64
+    [T], the original timestep of each row of the step table. All are read where they lie.
     """
 
-    seed: int
+    seed: Tensor
     indices: Tensor
     timesteps: Tensor
+
+    @classmethod
+    def of(cls, seed: int, indices: Tensor, timesteps: Tensor) -> Draw:
+        """The draw of a seed in [0, 2^64), on the device of ``indices``."""
+        return cls(counter_noise.seed_tensor(seed, indices.device), indices, timesteps)
+
+
+def ancestral_step_(
+    x: Tensor,
+    model_output: Tensor,
+    noise: Tensor | Draw,
+    table: Tensor,
+    i: Tensor,
+    *,
+    prediction: str,
+    variance: str,
+    clip: float | None,
+    x_0: Tensor | None = None,
+    network_input: Tensor | None = None,
+    first_nonfinite: Tensor | None = None,
+    backend: str = "auto",
+) -> None:
+    """x_t becomes x_{t-1} in place, in one pass over memory; nothing waits for the device.
+
+    Args:
+        x: float32 [B, C, *spatial], contiguous.
+        model_output: [B, C, *spatial], or [B, 2C, *spatial] if the variance is learned; floating.
+        noise: float32 [B, C, *spatial], or a `Draw`.
+        table: float32 [T, 10], the columns STEP_COLUMNS (`GaussianDiffusion.step_table`).
+        i: int64 [1], the row; read where it lies.
+        prediction: "epsilon", "sample", "v_prediction" or "previous_sample".
+        variance: "fixed_small", "fixed_large", "learned" or "learned_range".
+        clip: bound of |x_0|, above 0; None for no bound.
+        x_0: float32 like x, contiguous: receives the estimate of x_0.
+        network_input: [B, C' >= C, *spatial], float32, bfloat16 or float16, contiguous or channels
+            last: receives x_{t-1}, the network's next input, and zeros in the channels from C on.
+        first_nonfinite: int64 [1], -1 before the chain: raised to i if model_output or x_{t-1}
+            holds NaN or Inf. As i counts down, it keeps the first step that did.
+        backend: "auto", "reference", "cpu" or "triton". With a fixed variance they agree bit for
+            bit; with a learned one the exponential's last bits differ.
+
+    Raises:
+        ValueError: shapes, dtypes, layouts or names other than these; a tensor that needs a
+            gradient (`ancestral_step` gives one); a backend asked for by name that cannot run this
+            call.
+        IndexError: i lies outside of the table. Seen on the CPU only; on a GPU looking would wait.
+    """
+    settings = (prediction, variance, clip)
+    call = _call(x, model_output, noise, table, i, *settings, x_0, network_input, first_nonfinite)
+    call.check_layouts()
+    needing = _needing_gradient(call)
+    if needing:
+        raise ValueError(f"ancestral_step_ writes in place, but {needing[0]} needs a gradient")
+    _step(*call, backend)
 
 
 def ancestral_step(
@@ -51,94 +102,25 @@ def ancestral_step(
     variance: str,
     clip: float | None,
     backend: str = "auto",
-    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x_{t-1} and the estimate of x_0 from x_t, the model's output and noise.
+    """x_{t-1} and the estimate of x_0, both new and float32 [B, C, *spatial].
 
-    Args:
-        x: float32 [B, C, *spatial].
-        model_output: [B, C, *spatial], or [B, 2C, *spatial] if the variance is learned; floating.
-        noise: float32 [B, C, *spatial], or a `Draw`.
-        table: float32 [T, 10], the columns STEP_COLUMNS (`GaussianDiffusion.step_table`).
-        i: int64 [1], the row; read where it lies, so no call waits for the device.
-        prediction: "epsilon", "sample", "v_prediction" or "previous_sample".
-        variance: "fixed_small", "fixed_large", "learned" or "learned_range".
-        clip: bound of |x_0|, above 0; None for no bound.
-        backend: "auto", "reference" or "cpu". With a fixed variance they agree bit for bit.
-        out: two contiguous float32 tensors like x that receive the results. The first may be x.
-
-    Returns:
-        (x_{t-1}, x_0), both float32 [B, C, *spatial].
-
-    Raises:
-        ValueError: shapes, dtypes or names other than these; a backend asked for by name that
-            cannot run this call.
-        IndexError: i lies outside of the table. Seen on the CPU only; on a GPU looking would wait.
+    The arguments are those of `ancestral_step_`; x may have any memory layout. Where a tensor
+    needs a gradient the reference runs, which gives one.
     """
-    _check(x, model_output, noise, table, i, prediction, variance, clip, out)
-    reasons = unsupported(x, model_output, noise, table, i)
-    if choose_backend("ancestral_step", backend, reasons) == "cpu":
-        return _cpu(x, model_output, noise, table, i, prediction, variance, clip, out)
-    z = _drawn(noise, i, x) if isinstance(noise, Draw) else noise
-    results: tuple[Tensor, Tensor] = reference.ancestral_step(
-        x, model_output, z, table, i, prediction=prediction, variance=variance, clip=clip
-    )
-    if out is None:
-        return results
-    return out[0].copy_(results[0]), out[1].copy_(results[1])
-
-
-def unsupported(
-    x: Tensor, model_output: Tensor, noise: Tensor | Draw, table: Tensor, i: Tensor
-) -> list[str]:
-    """Why the CPU kernel cannot run this call; empty if it can."""
-    tensors = {"x": x, "model_output": model_output, "table": table, "i": i}
-    if isinstance(noise, Draw):
-        tensors |= {"noise.indices": noise.indices, "noise.timesteps": noise.timesteps}
-    else:
-        tensors["noise"] = noise
-    return unsupported_tensors(tensors)
-
-
-def _cpu(
-    x: Tensor,
-    model_output: Tensor,
-    noise: Tensor | Draw,
-    table: Tensor,
-    i: Tensor,
-    prediction: str,
-    variance: str,
-    clip: float | None,
-    out: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    x, model_output, table = x.contiguous(), model_output.contiguous(), table.contiguous()
-    x_prev, x_0 = out if out is not None else (torch.empty_like(x), torch.empty_like(x))
-    z = None if isinstance(noise, Draw) else noise.contiguous()
-    seed = noise.seed if isinstance(noise, Draw) else 0
-    indices = noise.indices.contiguous() if isinstance(noise, Draw) else None
-    timesteps = noise.timesteps.contiguous() if isinstance(noise, Draw) else None
-    cpu_library().call(
-        "fastddpm_ancestral_step",
-        *(x_prev.data_ptr(), x_0.data_ptr(), x.data_ptr(), model_output.data_ptr(), _address(z)),
-        *(table.data_ptr(), len(table), i.data_ptr()),
-        *(len(x), math.prod(x.shape[1:])),
-        _PREVIOUS_SAMPLE if prediction == "previous_sample" else 0,
-        *(_VARIANCE_CODES[variance], math.inf if clip is None else clip),
-        *(seed, _address(indices), _address(timesteps), torch.get_num_threads()),
-    )
+    call = _call(x, model_output, noise, table, i, prediction, variance, clip)
+    needing = _needing_gradient(call)
+    if needing:
+        why = [f"{name} needs a gradient" for name in needing]
+        choose_backend("ancestral_step", backend, x.device, {"cpu": why, "triton": why})
+        return _reference(call)
+    x_prev = x.clone(memory_format=torch.contiguous_format)
+    x_0 = torch.empty_like(x_prev)
+    _step(*call._replace(x=x_prev, x_0=x_0), backend)
     return x_prev, x_0
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _drawn(draw: Draw, i: Tensor, x: Tensor) -> Tensor:
-    step = draw.timesteps.index_select(0, i)
-    return counter_noise.normal(draw.seed, draw.indices, step, x.shape[1:], Purpose.REVERSE)
-
-
-def _check(
+def _call(
     x: Tensor,
     model_output: Tensor,
     noise: Tensor | Draw,
@@ -147,47 +129,130 @@ def _check(
     prediction: str,
     variance: str,
     clip: float | None,
-    out: tuple[Tensor, Tensor] | None,
-) -> None:
-    """Raise ValueError unless the arguments are as the docstring of `ancestral_step` says."""
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction: expected one of {PREDICTIONS}, got {prediction!r}")
-    if variance not in VARIANCES:
-        raise ValueError(f"variance: expected one of {VARIANCES}, got {variance!r}")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip: expected a number above 0 or None, got {clip}")
-    if x.ndim < 2 or x.dtype != torch.float32:
-        raise ValueError(f"x: expected float32 [B, C, *spatial], got {_described(x)}")
-    if not model_output.is_floating_point():
-        raise ValueError(f"model_output: expected a floating dtype, got {model_output.dtype}")
-    channels = x.shape[1] * (2 if variance in LEARNED_VARIANCES else 1)
-    _expect("model_output", model_output, (x.shape[0], channels, *x.shape[2:]), model_output.dtype)
-    _expect("table", table, (table.shape[0], len(STEP_COLUMNS)), torch.float32)
-    _expect("i", i, (1,), torch.int64)
-    _check_row(i, len(table))
-    if isinstance(noise, Draw):
-        counter_noise.check_draw(noise.seed, noise.indices, i, Purpose.REVERSE)
-        _expect("noise.indices", noise.indices, (x.shape[0],), torch.int64)
-        _expect("noise.timesteps", noise.timesteps, (table.shape[0],), torch.int64)
-    else:
-        _expect("noise", noise, tuple(x.shape), torch.float32)
-    for tensor in out or ():
-        _expect("out", tensor, tuple(x.shape), torch.float32)
-        if not tensor.is_contiguous() or tensor.device != x.device:
-            raise ValueError(f"out: expected contiguous tensors on {x.device}")
+    *written: Tensor | None,
+) -> StepCall:
+    """The checked call; ``written`` are the optional outputs."""
+    sources = (
+        (None, noise.seed, noise.indices, noise.timesteps)
+        if isinstance(noise, Draw)
+        else (noise, None, None, None)
+    )
+    call = StepCall(x, model_output, *sources, table, i, prediction, variance, clip, *written)
+    call.check()
+    return call
 
 
-def _check_row(i: Tensor, rows: int) -> None:
-    if i.device.type != "cpu" or torch.compiler.is_compiling():
+def _needing_gradient(call: StepCall) -> list[str]:
+    if not torch.is_grad_enabled():
+        return []
+    return [name for name, tensor in call.tensors.items() if tensor.requires_grad]
+
+
+# ---- the registered op
+
+
+def _run(*arguments: object) -> None:
+    """The arguments of StepCall, then the backend."""
+    *fields, backend = arguments
+    call = StepCall(*fields)
+    _check_row(call)
+    reasons = {"cpu": _cpu_unsupported(call), "triton": _triton_unsupported(call)}
+    chosen = choose_backend("ancestral_step", str(backend), call.x.device, reasons)
+    if chosen == "triton":
+        _triton(call)
         return
-    if not 0 <= int(i) < rows:
-        raise IndexError(f"i: expected a row of the table, 0 to {rows - 1}, got {int(i)}")
+    run = _cpu if chosen == "cpu" else _reference_in_place
+    run(call)
+    if call.network_input is not None:
+        reference.write_network_input(call.network_input, call.x)
+    if call.first_nonfinite is not None:
+        reference.note_nonfinite(call.first_nonfinite, call.i, call.model_output, call.x)
 
 
-def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        raise ValueError(f"{name}: expected {dtype} {list(shape)}, got {_described(tensor)}")
+def _fake(*arguments: object) -> None:
+    """All results are written in place."""
 
 
-def _described(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"
+_step = register(
+    "ancestral_step_(Tensor(a!) x, Tensor model_output, Tensor? noise, Tensor? seed, "
+    "Tensor? indices, Tensor? timesteps, Tensor table, Tensor i, str prediction, str variance, "
+    "float? clip, Tensor(b!)? x_0, Tensor(c!)? network_input, Tensor(d!)? first_nonfinite, "
+    "str backend) -> ()",
+    _run,
+    _fake,
+)
+
+
+def _check_row(call: StepCall) -> None:
+    if call.i.device.type != "cpu":
+        return
+    rows, i = len(call.table), int(call.i)
+    if not 0 <= i < rows:
+        raise IndexError(f"i: expected a row of the table, 0 to {rows - 1}, got {i}")
+
+
+def _reference(call: StepCall) -> tuple[Tensor, Tensor]:
+    results: tuple[Tensor, Tensor] = reference.ancestral_step(
+        *(call.x, call.model_output, _noise(call), call.table, call.i),
+        prediction=call.prediction,
+        variance=call.variance,
+        clip=call.clip,
+    )
+    return results
+
+
+def _reference_in_place(call: StepCall) -> None:
+    x_prev, x_0 = _reference(call)
+    call.x.copy_(x_prev)
+    if call.x_0 is not None:
+        call.x_0.copy_(x_0)
+
+
+def _noise(call: StepCall) -> Tensor:
+    """The noise given, or drawn from the counter."""
+    given: Tensor | None = call.noise
+    if given is not None:
+        return given
+    assert call.seed is not None and call.indices is not None and call.timesteps is not None
+    step = call.timesteps.index_select(0, call.i)
+    return counter_noise.normal(call.seed, call.indices, step, call.x.shape[1:], Purpose.REVERSE)
+
+
+def _cpu_unsupported(call: StepCall) -> list[str]:
+    """Why the C++ kernel cannot run this call; it leaves network_input to torch."""
+    return unsupported_tensors(call._replace(network_input=None).tensors)
+
+
+def _cpu(call: StepCall) -> None:
+    given = {name: tensor.contiguous() for name, tensor in call.tensors.items()}
+
+    def address(name: str) -> int | None:
+        return given[name].data_ptr() if name in given else None
+
+    cpu_library().call(
+        "fastddpm_ancestral_step",
+        *(address(name) for name in ("x", "x_0", "x", "model_output", "noise", "table")),
+        *(len(call.table), address("i"), len(call.x), math.prod(call.x.shape[1:])),
+        _PREVIOUS_SAMPLE if call.prediction == "previous_sample" else 0,
+        *(_VARIANCE_CODES[call.variance], math.inf if call.clip is None else call.clip),
+        # The C ABI takes the seed's 64 bits without a sign.
+        0 if call.seed is None else int(call.seed) & 0xFFFFFFFFFFFFFFFF,
+        *(address("indices"), address("timesteps"), torch.get_num_threads()),
+    )
+
+
+def _triton(call: StepCall) -> None:
+    from fastddpm.kernels.ancestral_step import triton_kernel
+
+    triton_kernel.launch(call).run()
+
+
+def _triton_unsupported(call: StepCall) -> list[str]:
+    """Why the Triton kernel cannot run this call; empty if it can."""
+    missing = triton_unsupported(call.tensors)
+    if missing:
+        return missing
+    from fastddpm.kernels.ancestral_step import triton_kernel
+
+    reasons: list[str] = triton_kernel.unsupported(call)
+    return reasons

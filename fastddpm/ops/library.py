@@ -12,7 +12,6 @@ import functools
 import importlib.resources
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,26 +129,9 @@ def unsupported_tensors(tensors: dict[str, Tensor]) -> list[str]:
             reasons.append(f"{name} is {tensor.dtype}, not float32")
         if tensor.requires_grad and torch.is_grad_enabled():
             reasons.append(f"{name} needs a gradient")
-    if torch.compiler.is_compiling():
-        reasons.append("torch.compile traces torch operations only")
-    elif cpu_library().handle is None:
+    if cpu_library().handle is None:
         reasons.append(cpu_library().reason)
     return reasons
-
-
-def choose_backend(op: str, backend: str, reasons: Sequence[str]) -> str:
-    """Which of "cpu" and "reference" runs, given the reasons that speak against the CPU library.
-
-    Raises:
-        ValueError: an unknown backend, or "cpu" by name while there are reasons against it.
-    """
-    if backend not in ("auto", "reference", "cpu"):
-        raise ValueError(f"backend: expected 'auto', 'reference' or 'cpu', got {backend!r}")
-    if backend == "auto":
-        return "reference" if reasons else "cpu"
-    if backend == "cpu" and reasons:
-        raise ValueError(f"{op}: backend 'cpu' cannot run this call: {'; '.join(reasons)}")
-    return backend
 
 
 def _declare(handle: ctypes.CDLL) -> ctypes.CDLL:

@@ -2,7 +2,8 @@
 
     x_{t-1} = mean_theta(x_t, t) + sigma_t z,    z ~ N(0, I), and no z at the last step
 
-The network is called, and everything else is one row of the diffusion's step table.
+The network is called, and everything else is one fused kernel that reads a row of the diffusion's
+step table.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
-from fastddpm.sampler.finite import FiniteWatch
+from fastddpm.sampler.finite import NONE_YET, check_finite
 from fastddpm.sampler.network import Network
 from fastddpm.sampler.noise_source import NoiseSource
 
@@ -44,10 +45,14 @@ class StepTables:
 
 
 class AncestralStep:
-    """``step(x, i)``: float32 [B, C, H, W] and int64 [1] -> float32 [B, C, H, W].
+    """``step(x, i)``: takes one step in place on the state x, float32 [B, C, H, W]; i is int64 [1].
 
+    All that a step reads or writes besides lies in tensors made here once, so that one capture of
+    it serves every step of every call: ``load`` fills them for a call, ``begin`` for a state.
+
+    noise:  a buffer or a draw with B rows.
     labels: [B, ...] on the device as the network takes them, or None.
-    x_0:    a buffer [B, C, H, W] that receives the step's estimate of the image, or None.
+    x_0:    a buffer [B, C, H, W] that receives each step's estimate of the image, or None.
     """
 
     def __init__(
@@ -55,38 +60,57 @@ class AncestralStep:
         network: Network,
         diffusion: GaussianDiffusion,
         tables: StepTables,
-        noise: NoiseSource,
-        watch: FiniteWatch,
+        shape: tuple[int, ...],
+        noise: Tensor | ops.Draw,
         *,
         backend: str = "auto",
         labels: Tensor | None = None,
         x_0: Tensor | None = None,
     ) -> None:
+        self.x_0 = x_0
         self._network = network
         self._diffusion = diffusion
         self._tables = tables
         self._noise = noise
-        self._watch = watch
         self._backend = backend
         self._labels = labels
-        self._x_0 = x_0
+        self._network_input = network.input_buffer(shape)
+        self._first_nonfinite = torch.full_like(tables.timesteps[:1], NONE_YET)
+
+    def load(self, source: NoiseSource, labels: Tensor | None) -> None:
+        """Make the static tensors this call's: its noise, and labels [b, ...] for b <= B rows."""
+        source.load(self._noise)
+        if self._labels is not None and labels is not None:
+            self._labels[: len(labels)].copy_(labels)
+        self._first_nonfinite.fill_(NONE_YET)
+
+    def refresh(self, source: NoiseSource, i: int) -> None:
+        """Make the noise of step i ready."""
+        source.refresh(i, self._noise)
+
+    def check_finite(self) -> None:
+        """Raise FloatingPointError if a step since ``load`` was not finite; waits for it."""
+        check_finite(self._first_nonfinite, self._tables.timesteps)
+
+    def begin(self, x: Tensor) -> None:
+        """Write the network's first input; every step writes that of the next."""
+        if self._network_input is not None:
+            self._network_input[:, : x.shape[1]].copy_(x)
 
     def __call__(self, x: Tensor, i: Tensor) -> Tensor:
-        t = self._tables.network_t.index_select(0, i).expand(x.shape[0])
-        output = self._network(x, t, self._labels)
-        x, x_0 = ops.ancestral_step(
+        network_input = x if self._network_input is None else self._network_input
+        ops.ancestral_step_(
             x,
-            output,
-            self._noise.of_step,
+            self._network.at_step(network_input, i, self._labels),
+            self._noise,
             self._tables.rows,
             i,
             prediction=self._diffusion.prediction,
             variance=self._diffusion.variance,
             clip=self._diffusion.clip,
+            x_0=self.x_0,
+            network_input=self._network_input,
+            first_nonfinite=self._first_nonfinite,
             backend=self._backend,
         )
-        # The output too, because clipping turns its Inf into a plausible 1.
-        self._watch(i, output, x)
-        if self._x_0 is not None:
-            self._x_0.copy_(x_0)
         return x

@@ -3,44 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
-from fastddpm.engine import Plan, Selection
+from fastddpm.engine import Plan, Runner, RunnerCache, Selection, precision
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
-from fastddpm.sampler.finite import FiniteWatch
-from fastddpm.sampler.network import Network, evaluating
+from fastddpm.sampler.network import Model, Network, evaluating, network_of
 from fastddpm.sampler.noise_source import CounterNoise, NoiseSource
 
 # How often the host looks whether the chain is still finite; each look waits for the device.
 CHECK_EVERY = 50
+# Prepared chains kept for later calls; each holds its buffers and, on a GPU, a graph.
+KEPT = 8
+
+
+class Moment(NamedTuple):
+    """The chain after one step; the tensors are valid until the next.
+
+    i:   index of the step just taken.
+    x_t: float32 [B, C, H, W], the state.
+    x_0: the estimate of the image made in that step, or None if it was not asked for.
+    """
+
+    i: int
+    x_t: Tensor
+    x_0: Tensor | None
 
 
 @dataclass(frozen=True)
-class Chain:
-    """All that one call of the sampler shares between its batches.
+class Kind:
+    """What a prepared chain is made for; calls of one kind share it."""
 
-    shape: (C, H, W) of a sample.
+    shape: tuple[int, ...]  # [B, C, H, W]
+    noise: type
+    labels: tuple[tuple[int, ...], torch.dtype] | None
+    estimates: bool
+
+
+class Prepared(NamedTuple):
+    """A step with its static tensors, and the runner that an engine made of it."""
+
+    step: AncestralStep
+    runner: Runner
+
+
+class Chain:
+    """The reverse chain of one model under one diffusion, prepared once for each kind of call.
+
+    tf32: whether float32 products may be rounded to TF32 on a GPU.
     """
 
-    network: Network
-    diffusion: GaussianDiffusion
-    tables: StepTables
-    engine: Selection
-    shape: tuple[int, ...]
-    device: torch.device
+    def __init__(
+        self,
+        model: Model,
+        diffusion: GaussianDiffusion,
+        engine: Selection,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        *,
+        tf32: bool = False,
+    ) -> None:
+        self.diffusion = diffusion
+        self.engine = engine
+        self.device = device
+        self._tf32 = tf32
+        self._tables = StepTables.of(diffusion, device)
+        self._make_network = partial(
+            network_of, model, device, dtype, self._tables.network_t, packed=engine.captures
+        )
+        self._network: Network | None = None
+        self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
 
     @property
     def num_steps(self) -> int:
         return self.diffusion.num_steps
 
-    def counter_noise(self, seed: int, indices: Tensor) -> CounterNoise:
-        """The counter's noise for the samples ``indices``, int64 [B]."""
-        timesteps, backend = self.tables.timesteps, self.engine.backend
-        return CounterNoise(seed, indices.to(self.device), self.shape, timesteps, backend)
+    def counter_noise(self, seed: int, indices: Tensor, shape: tuple[int, ...]) -> CounterNoise:
+        """The counter's noise for the samples ``indices``, int64 [B], of shape (C, H, W)."""
+        return CounterNoise(seed, indices.to(self.device), shape, self.engine.backend)
 
     def decode(
         self,
@@ -49,15 +96,16 @@ class Chain:
         start: int,
         *,
         labels: Tensor | None = None,
+        rows: int | None = None,
         after_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """The image at the end of ``run``; ``after_step`` is called after each step."""
         image = x
-        with evaluating(self.network.model):
-            for _, state in self.run(x, noise, start, labels=labels):
-                image = state
+        with self.running():
+            for moment in self.run(x, noise, start, labels=labels, rows=rows):
+                image = moment.x_t
                 after_step()
-        return image
+        return image.clone()
 
     def run(
         self,
@@ -66,33 +114,82 @@ class Chain:
         start: int,
         *,
         labels: Tensor | None = None,
-        x_0: Tensor | None = None,
+        rows: int | None = None,
+        estimates: bool = False,
         shown_every: int = CHECK_EVERY,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Take the steps start, ..., 0 from the state x.
+    ) -> Iterator[Moment]:
+        """Take the steps start, ..., 0 from the state x; to be read inside ``running``.
 
-        x: float32 [B, C, H, W]; labels and x_0 as in ``AncestralStep``. Yields (index of the step
-        just taken, state); the state is valid until the next step. Raises FloatingPointError for
-        NaN or Inf, naming the timestep; at the latest CHECK_EVERY steps on, and before it yields an
-        index that is a multiple of ``shown_every``.
+        x:      float32 [B, C, H, W].
+        labels: [B, ...] on the device, or None.
+        rows:   run with this many rows >= B, as another batch was: the rows beyond B are made up
+                and dropped. Exact, because no row's noise depends on another.
+
+        Yields the Moment after each step. Raises FloatingPointError for NaN or Inf, naming the
+        timestep; at the latest CHECK_EVERY steps on, and before it yields an index that is a
+        multiple of ``shown_every``.
         """
-        watch = FiniteWatch(self.device)
-        step = AncestralStep(
-            self.network,
-            self.diffusion,
-            self.tables,
-            noise,
-            watch,
-            backend=self.engine.backend,
-            labels=labels,
-            x_0=x_0,
+        batch = len(x)
+        x = _with_rows(x, rows or batch)
+        kind = Kind(
+            tuple(x.shape),
+            type(noise),
+            None if labels is None else (tuple(labels.shape[1:]), labels.dtype),
+            estimates,
         )
-        plan = Plan(tuple(x.shape), start, self.device)
-        runner = self.engine.prepare(step, plan)
-        noise.refresh(start)
-        for i, state in runner.iterate(x):
-            if i % CHECK_EVERY == 0 or i % shown_every == 0:
-                watch.check(self.diffusion.schedule.timesteps)
-            yield i, state
-            if i > 0:
-                noise.refresh(i - 1)
+        network = self._refreshed()
+        make = partial(self._prepare, network, kind, noise, labels)
+        # Borrowed: a stream that is read slowly may meet another call of its kind meanwhile.
+        with self._kept.borrow(kind, make) as (step, runner):
+            step.load(noise, labels)
+            step.refresh(noise, start)
+            for i, state in runner.iterate(x, start):
+                if i % CHECK_EVERY == 0 or i % shown_every == 0:
+                    step.check_finite()
+                yield Moment(i, state[:batch], None if step.x_0 is None else step.x_0[:batch])
+                if i > 0:
+                    step.refresh(noise, i - 1)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What holds while the network runs: evaluation mode, no gradients, and the precision asked
+        for; the caller's own settings are restored after."""
+        plain = self.engine.backend == "reference"
+        with (
+            evaluating(self._refreshed().model),
+            precision(tf32=self._tf32),
+            ops.using("reference") if plain else nullcontext(),
+        ):
+            yield
+
+    def _refreshed(self) -> Network:
+        if self._network is None or self._network.refresh():
+            self._kept.clear()
+            self._network = self._make_network()
+        return self._network
+
+    def _prepare(
+        self, network: Network, kind: Kind, noise: NoiseSource, labels: Tensor | None
+    ) -> Prepared:
+        def buffer() -> Tensor:
+            return torch.zeros(kind.shape, dtype=torch.float32, device=self.device)
+
+        step = AncestralStep(
+            network,
+            self.diffusion,
+            self._tables,
+            kind.shape,
+            noise.allocate(kind.shape[0], self._tables.timesteps),
+            backend=self.engine.backend,
+            labels=None if labels is None else _with_rows(labels, kind.shape[0]).clone(),
+            x_0=buffer() if kind.estimates else None,
+        )
+        plan = Plan(kind.shape, self.num_steps, self.device)
+        return Prepared(step, self.engine.prepare(step, plan))
+
+
+def _with_rows(x: Tensor, rows: int) -> Tensor:
+    """x with copies of its first row after its own, up to ``rows`` rows."""
+    if len(x) == rows:
+        return x
+    return torch.cat([x, x[:1].expand(rows - len(x), *x.shape[1:])])

@@ -1,4 +1,4 @@
-"""Which engine and kernels run, in words."""
+"""Which engine, network and kernels run, in words."""
 
 from __future__ import annotations
 
@@ -6,25 +6,42 @@ import torch
 
 from fastddpm import ops
 from fastddpm.engine import Selection
+from fastddpm.ops.backends import triton_status
+from fastddpm.sampler.network import Model, dtype_of, unet_of
 
 ENGINES = {
     "reference": "the plain loop, one Python call per step, with the reference ops",
     "eager": "the plain loop, one Python call per step",
+    "compile": "the step compiled by torch.compile, one call per step",
+    "cuda_graph": "one compiled step captured in a CUDA graph, one replay per step",
 }
 
 
-def explain(engine: Selection, device: torch.device, dtype: torch.dtype) -> str:
-    """One line for what runs, one for the kernels, and one for each engine that cannot."""
-    if engine.backend == "reference":
-        kernels = "reference, in plain torch"
-    elif device.type == "cpu":
-        kernels = ops.cpu_library_status()
-    else:
-        kernels = f"reference, in plain torch: there are no kernels for {device.type} yet"
+def explain(
+    model: Model, engine: Selection, device: torch.device, dtype: torch.dtype | None, tf32: bool
+) -> str:
+    """One line for what runs, one each for the network and the kernels, then what does not."""
+    unet = unet_of(model)
+    name = type(model).__name__
+    form = "as it is" if unet is None or not engine.captures else "packed"
+    number = str(dtype or dtype_of(model)).removeprefix("torch.")
+    products = " with TF32 products" if tf32 and device.type == "cuda" else ""
     lines = [
         f"engine: {engine.name} ({ENGINES[engine.name]})",
-        f"network: {str(dtype).removeprefix('torch.')} on {device}; chain state: float32",
-        f"noise and step kernels: {kernels}",
+        f"network: {name} {form}, {number}{products} on {device}; chain state: float32",
+        f"noise and step kernels: {_kernels(engine, device)}",
     ]
-    lines += [f"not {name}: {reason}" for name, reason in engine.others.items()]
-    return "\n".join(lines)
+    if unet is None:
+        lines.append(f"fused network kernels: none, {name} is not a fastddpm.UNet")
+    lines += [f"not {other}: {reason}" for other, reason in engine.others.items()]
+    return "\n".join(lines + engine.notes)
+
+
+def _kernels(engine: Selection, device: torch.device) -> str:
+    if engine.backend == "reference":
+        return "reference, in plain torch"
+    if device.type == "cpu":
+        return ops.cpu_library_status()
+    if device.type == "cuda":
+        return triton_status()
+    return f"reference, in plain torch: there are no kernels for {device.type}"

@@ -27,6 +27,7 @@ FIRST_ROW = 1 << 62
 
 def interpolate(
     chain: Chain,
+    shape: tuple[int, ...],
     a: Tensor,
     b: Tensor,
     t: int,
@@ -40,6 +41,7 @@ def interpolate(
 ) -> Tensor:
     """Decode mixtures of a and b, all lambdas in one batch.
 
+    shape:          (C, H, W) of a sample.
     a, b:           float [C, H, W], or [B, C, H, W] for B pairs, in [-1, 1].
     t:              step index, 0 to T-1, at which the images are mixed.
     lambdas:        L weights of b; 0 is a and 1 is b, each encoded and decoded; beyond [0, 1]
@@ -56,25 +58,27 @@ def interpolate(
 
     Returns float32 [L, C, H, W] or [L, B, C, H, W]. Raises ValueError as ``Sampler.sample`` does.
     """
-    pairs = _checked(chain, a, b, t)
+    pairs = _checked(chain, shape, a, b, t)
     if not len(pairs[0]):
         return pairs[0].new_empty((len(lambdas), *pairs[0].shape))
     draws = pairs[0].shape[0] * (len(lambdas) if resample_noise else 1)
     copies = 1 if resample_noise else len(lambdas)
-    z_a, z_b, source = _noise(chain, seed, noise, draws, copies, t)
+    z_a, z_b, source = _noise(chain, shape, seed, noise, draws, copies, t)
     x_t = _mix(chain, pairs, (z_a, z_b), t, lambdas)
     decoded = chain.decode(x_t, source, t, labels=labels, after_step=after_step)
     images = decoded.reshape(len(lambdas), *pairs[0].shape)
-    return images[:, 0] if a.ndim == len(chain.shape) else images
+    return images[:, 0] if a.ndim == len(shape) else images
 
 
-def _checked(chain: Chain, a: Tensor, b: Tensor, t: int) -> tuple[Tensor, Tensor]:
+def _checked(
+    chain: Chain, shape: tuple[int, ...], a: Tensor, b: Tensor, t: int
+) -> tuple[Tensor, Tensor]:
     """a and b as float32 [B, C, H, W] on the device; ValueError if something does not fit."""
-    sample = len(chain.shape)
-    single_or_batch = a.ndim in (sample, sample + 1) and tuple(a.shape[-sample:]) == chain.shape
+    sample = len(shape)
+    single_or_batch = a.ndim in (sample, sample + 1) and tuple(a.shape[-sample:]) == shape
     if a.shape != b.shape or not single_or_batch:
         raise ValueError(
-            f"a and b must both have the sample's shape {list(chain.shape)}, or be batches of it; "
+            f"a and b must both have the sample's shape {list(shape)}, or be batches of it; "
             f"got {list(a.shape)} and {list(b.shape)}"
         )
     if not 0 <= t < chain.num_steps:
@@ -84,11 +88,17 @@ def _checked(chain: Chain, a: Tensor, b: Tensor, t: int) -> tuple[Tensor, Tensor
 
 
 def _noise(
-    chain: Chain, seed: int, noise: CallerNoise | None, draws: int, copies: int, t: int
+    chain: Chain,
+    shape: tuple[int, ...],
+    seed: int,
+    noise: CallerNoise | None,
+    draws: int,
+    copies: int,
+    t: int,
 ) -> tuple[Tensor, Tensor, NoiseSource]:
     """The two encoders' noise, [draws, C, H, W] each, and the chain's, for copies * draws rows."""
     if noise is not None:
-        given = GivenNoise(noise, (draws, *chain.shape), chain.device, copies)
+        given = GivenNoise(noise, (draws, *shape), chain.device, copies)
         return given.draw(chain.num_steps), given.draw(chain.num_steps), given
     rows = torch.arange(draws, dtype=torch.int64, device=chain.device)
     step = int(chain.diffusion.schedule.timesteps[t])
@@ -97,13 +107,13 @@ def _noise(
             seed,
             2 * rows + which,
             step,
-            chain.shape,
+            shape,
             Purpose.INTERPOLATION,
             backend=chain.engine.backend,
         )
         for which in (0, 1)
     )
-    return z_a, z_b, chain.counter_noise(seed, FIRST_ROW + rows.repeat(copies))
+    return z_a, z_b, chain.counter_noise(seed, FIRST_ROW + rows.repeat(copies), shape)
 
 
 def _mix(

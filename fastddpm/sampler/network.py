@@ -1,44 +1,189 @@
-"""The model as the sampler calls it: any callable, any output convention, float32 in and out."""
+"""The model in its place: on the device, in the dtype and in the form that an engine runs.
+
+A ``fastddpm.UNet`` that an engine compiles or captures runs as its packed copy, with the time
+embedding of all T steps in one table; anything else is called as model(x, t).
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from fastddpm.engine import Fingerprint
+from fastddpm.unet import PackedUNet, UNet
+
 Model = Callable[..., Any]
 
 
-class Network:
-    """``network(x, t, labels) -> output``, float32 in and out, around a model that may differ in
-    each point.
+@runtime_checkable
+class HasUNet(Protocol):
+    """A model that may compute what a ``fastddpm.UNet`` does."""
 
-    A module on another device or in another dtype than asked for is copied, so that the caller's
-    own stays as it is; weights changed later need a new Network (the sampler makes one for every
-    call).
+    def current_unet(self) -> UNet | None:
+        """That U-Net, with the weights of this moment; None if there is none."""
+        ...
 
-    model: ``(x [B, ...], t int64 [B])`` and, if labels are given, ``labels`` [B, ...] as a third
-           positional argument; returns a tensor, or an object with the tensor in ``.sample``
-           (diffusers).
-    dtype: what the model computes in; None is its own.
+
+class Network(Protocol):
+    """A model in its place, on the device and in the dtype it computes in.
+
+    model: what is called; its mode is set to evaluation around a run.
+    """
+
+    @property
+    def model(self) -> Model: ...
+
+    def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
+        """Where the network reads its input for states of this shape [B, C, H, W], zeros; None if
+        it reads the state itself."""
+        ...
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The output for x as ``input_buffer`` tells and timesteps t [B]; floating."""
+        ...
+
+    def at_step(self, x: Tensor, i: Tensor, labels: Tensor | None) -> Tensor:
+        """The output at step i of the chain, int64 [1]."""
+        ...
+
+    def refresh(self) -> bool:
+        """Take over weights that have changed since the last call; True if a capture made before
+        still reads the old ones and must be made anew."""
+        ...
+
+
+class CallableNetwork:
+    """Any callable. A module on another device or in another dtype than asked for is copied, so
+    that the caller's own stays as it is.
+
+    model:     ``(x [B, ...], t [B])`` and, if labels are given, ``labels`` [B, ...] as a third
+               positional argument; returns a tensor, or an object with the tensor in ``.sample``
+               (diffusers).
+    dtype:     what the model computes in; None is its own.
+    timesteps: [T] on the device, what the model is given as t at each step.
     """
 
     def __init__(
-        self, model: Model, device: torch.device, dtype: torch.dtype | None = None
+        self, model: Model, device: torch.device, dtype: torch.dtype | None, timesteps: Tensor
     ) -> None:
-        self.model = _placed(model, device, dtype)
-        self.dtype = dtype or dtype_of(model)
+        self._device = device
+        self._source = model
+        self._asked = dtype
+        self._timesteps = timesteps
+        self._place()
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        x = x.to(self.dtype)
+    def _place(self) -> None:
+        self.model = _placed(self._source, self._device, self._asked)
+        self._dtype = self._asked or dtype_of(self._source)
+        self._weights = Fingerprint.of(self._source)
+
+    def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
+        if self._dtype not in (torch.bfloat16, torch.float16):
+            return None
+        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+
+    def at_step(self, x: Tensor, i: Tensor, labels: Tensor | None) -> Tensor:
+        return self(x, self._timesteps.index_select(0, i).expand(x.shape[0]), labels)
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        x = x.to(self._dtype)
         output = self.model(x, t) if labels is None else self.model(x, t, labels)
         if not isinstance(output, Tensor):
             output = output.sample
-        return cast(Tensor, output).float()
+        return _native(cast(Tensor, output))
+
+    def refresh(self) -> bool:
+        if not self._weights.changed():
+            return False
+        moved = self.model is not self._source or self._weights.moved() is not None
+        self._place()
+        return moved
+
+
+class PackedNetwork:
+    """A U-Net's packed copy, and its time rows of all steps in one table.
+
+    The copy's storages stay where they are, so changed weights never void a capture. Labels enter
+    the time embedding before its nonlinearity: with them there is no table, and the rows are
+    computed in the step.
+
+    timesteps: [T] on the device, what the network is given as t at each step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        timesteps: Tensor,
+    ) -> None:
+        unet = unet_of(model)
+        assert unet is not None
+        self._source = model
+        self._device = device
+        self._dtype = dtype or dtype_of(unet)
+        self._timesteps = timesteps
+        self._packed = PackedUNet(unet, device, self._dtype)
+        self._weights = Fingerprint.of(unet)
+        self._reads_t = unet.config.time_embedding_type == "fourier"
+        self._rows = None if unet.config.is_conditional else self._table()
+
+    @property
+    def model(self) -> Model:
+        return self._packed
+
+    def _table(self) -> Tensor:
+        with torch.no_grad():
+            return self._packed.time_rows(self._timesteps)  # [T, R]
+
+    def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
+        packed = self._packed
+        if self._dtype == torch.float32 and not packed.channels_last:
+            return None
+        form = torch.channels_last if packed.channels_last else torch.contiguous_format
+        whole = (shape[0], packed.input_channels, *shape[2:])
+        buffer = torch.zeros(whole, dtype=self._dtype, device=self._device)
+        return buffer.contiguous(memory_format=form)
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return _native(self._packed.denoise(x, self._packed.time_rows(t, labels), t))
+
+    def at_step(self, x: Tensor, i: Tensor, labels: Tensor | None) -> Tensor:
+        if self._rows is None:
+            return self(x, self._timesteps.index_select(0, i).expand(x.shape[0]), labels)
+        rows = self._rows.index_select(0, i).expand(x.shape[0], -1)
+        # Only a network with Fourier features reads t besides; for others a launch is saved.
+        t = self._timesteps.index_select(0, i) if self._reads_t else self._timesteps[:1]
+        return _native(self._packed.denoise(x, rows, t))
+
+    def refresh(self) -> bool:
+        unet = unet_of(self._source)
+        assert unet is not None
+        if self._weights.changed():
+            self._packed.refresh(unet)
+            self._weights = Fingerprint.of(unet)
+            if self._rows is not None:
+                self._rows.copy_(self._table())
+        return False
+
+
+def network_of(
+    model: Model,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    timesteps: Tensor,
+    *,
+    packed: bool,
+) -> Network:
+    """The network of any model: packed if that is asked for and there is a U-Net to pack."""
+    if packed and unet_of(model) is not None:
+        return PackedNetwork(model, device, dtype, timesteps)
+    return CallableNetwork(model, device, dtype, timesteps)
 
 
 @contextmanager
@@ -87,6 +232,18 @@ def sample_shape(model: Model) -> tuple[int, ...] | None:
         return None
     sizes = (size,) * getattr(config, "dims", 2) if isinstance(size, int) else tuple(size)
     return (channels, *sizes)
+
+
+def unet_of(model: Model) -> UNet | None:
+    """The U-Net that the model is or computes, or None."""
+    if isinstance(model, UNet):
+        return model
+    return model.current_unet() if isinstance(model, HasUNet) else None
+
+
+def _native(output: Tensor) -> Tensor:
+    """The output in a dtype that the device's step kernel reads."""
+    return output.float() if output.device.type == "cpu" else output
 
 
 def _floating(model: Model) -> list[Tensor]:

@@ -1,4 +1,9 @@
-"""Where a chain's noise comes from: the counter (seed, sample index), or the caller."""
+"""Where a chain's noise comes from: the counter (seed, sample index), or the caller.
+
+A prepared step reads its noise from tensors that stay where they are from one call to the next
+(``allocate``), so that a captured graph goes on seeing them; a source writes its own into them
+(``load``, and ``refresh`` before each step).
+"""
 
 from __future__ import annotations
 
@@ -19,16 +24,21 @@ CallerNoise = Callable[[int, tuple[int, ...]], Any]
 class NoiseSource(Protocol):
     """Standard normal noise for one batch."""
 
-    @property
-    def of_step(self) -> Tensor | ops.Draw:
-        """What ``ops.ancestral_step`` takes as noise: a buffer, or how to draw inside the step."""
-        ...
-
     def initial(self, num_steps: int) -> Tensor:
         """x_T, float32 [B, C, H, W]."""
         ...
 
-    def refresh(self, i: int) -> None:
+    def allocate(self, batch: int, timesteps: Tensor) -> Tensor | ops.Draw:
+        """What ``ops.ancestral_step_`` takes as noise for ``batch`` rows: a buffer, or how to draw
+        inside the step. timesteps: int64 [T], the original timestep of each step."""
+        ...
+
+    def load(self, noise: Tensor | ops.Draw) -> None:
+        """Make ``noise``, as some source of this class has allocated it, this source's own. It may
+        have more rows than the batch; what those hold is never looked at."""
+        ...
+
+    def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
         """Make the noise of step i ready, on the host, before that step runs."""
         ...
 
@@ -36,34 +46,37 @@ class NoiseSource(Protocol):
 class CounterNoise:
     """Noise of the counter-based generator: sample k's numbers depend on (seed, k, timestep) alone.
 
-    indices:   int64 [B] on the device, the sample indices.
-    shape:     shape of one sample, (C, H, W).
-    timesteps: int64 [T] on the device, the original timestep of each step; the counter holds these,
-               so a chain over a subset of the timesteps meets the same noise at those it visits.
+    The counter holds the original timesteps, so a chain over a subset of them meets the same noise
+    at those it visits.
+
+    indices: int64 [B] on the device, the sample indices.
+    shape:   shape of one sample, (C, H, W).
     """
 
     def __init__(
-        self,
-        seed: int,
-        indices: Tensor,
-        shape: tuple[int, ...],
-        timesteps: Tensor,
-        backend: str = "auto",
+        self, seed: int, indices: Tensor, shape: tuple[int, ...], backend: str = "auto"
     ) -> None:
-        self._draw = ops.Draw(seed, indices, timesteps)
+        self._seed = seed
+        self._indices = indices
         self._shape = shape
         self._backend = backend
 
-    @property
-    def of_step(self) -> ops.Draw:
-        return self._draw
-
     def initial(self, num_steps: int) -> Tensor:
-        seed, indices = self._draw.seed, self._draw.indices
         # x_T belongs to no timestep: the counter's step word is 0.
-        return ops.normal(seed, indices, 0, self._shape, Purpose.INITIAL, backend=self._backend)
+        return ops.normal(
+            self._seed, self._indices, 0, self._shape, Purpose.INITIAL, backend=self._backend
+        )
 
-    def refresh(self, i: int) -> None:
+    def allocate(self, batch: int, timesteps: Tensor) -> ops.Draw:
+        return ops.Draw.of(0, self._indices.new_zeros(batch), timesteps)
+
+    def load(self, noise: Tensor | ops.Draw) -> None:
+        assert isinstance(noise, ops.Draw)
+        draw = ops.Draw.of(self._seed, self._indices, noise.timesteps)
+        noise.seed.copy_(draw.seed)
+        noise.indices[: len(self._indices)].copy_(self._indices)
+
+    def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
         """Nothing to do: the step draws by itself."""
 
 
@@ -72,6 +85,7 @@ class GivenNoise:
 
     fn:     see ``Sampler.sample``.
     drawn:  shape of a draw, [b, C, H, W].
+    device: where the chain runs.
     copies: the chain runs copies * b rows; row r takes draw r % b.
     """
 
@@ -80,11 +94,8 @@ class GivenNoise:
     ) -> None:
         self._fn = fn
         self._drawn = drawn
-        self._buffer = torch.empty((copies, *drawn), dtype=torch.float32, device=device)
-
-    @property
-    def of_step(self) -> Tensor:
-        return self._buffer.flatten(0, 1)
+        self._device = device
+        self._copies = copies
 
     def draw(self, step: int) -> Tensor:
         """One draw, float32 [b, C, H, W] on the device; ValueError for another shape."""
@@ -96,10 +107,19 @@ class GivenNoise:
             raise ValueError(
                 f"noise({step}, {self._drawn}) must return a tensor of that shape, got {got}"
             )
-        return z.to(self._buffer)
+        return z.to(self._device, torch.float32)
 
     def initial(self, num_steps: int) -> Tensor:
         return self.draw(num_steps)
 
-    def refresh(self, i: int) -> None:
-        self._buffer.copy_(self.draw(i))
+    def allocate(self, batch: int, timesteps: Tensor) -> Tensor:
+        shape = (batch, *self._drawn[1:])
+        return torch.zeros(shape, dtype=torch.float32, device=self._device)
+
+    def load(self, noise: Tensor | ops.Draw) -> None:
+        """Nothing to do: ``refresh`` fills the buffer."""
+
+    def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
+        assert isinstance(noise, Tensor)
+        rows = noise[: self._copies * self._drawn[0]]
+        rows.view(self._copies, *self._drawn).copy_(self.draw(i))

@@ -17,11 +17,10 @@ from torch import Tensor
 from fastddpm import engine as engines
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.sampler import arguments, interpolate
-from fastddpm.sampler.ancestral import StepTables
 from fastddpm.sampler.arguments import Array, Indices, Labels, integer, positive
 from fastddpm.sampler.chain import Chain
 from fastddpm.sampler.explain import explain
-from fastddpm.sampler.network import Model, Network, device_of, dtype_of, evaluating, sample_shape
+from fastddpm.sampler.network import Model, device_of, sample_shape
 from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
 
 Progress = Callable[[int, int], None]
@@ -55,6 +54,8 @@ class Sampler:
     shape:      (C, H, W) of a sample; None: as the model's config tells. Where it does not, only
                 ``interpolate`` runs, with the shape of its images.
     batch_size: the most images to run at once; None: all of them.
+    tf32:       let a GPU round the factors of float32 products to TF32 (10 bits); with False a
+                float32 network computes in float32 whatever torch's global settings say.
 
     A model on another device or in another dtype than asked for is copied at every call, never
     changed. During a call it is in evaluation mode and without gradients; each module's own mode is
@@ -78,6 +79,7 @@ class Sampler:
         *,
         shape: Sequence[int] | None = None,
         batch_size: int | None = None,
+        tf32: bool = False,
     ) -> None:
         if not callable(model):
             raise ValueError(f"model must be callable as model(x, t), got {type(model).__name__}")
@@ -89,8 +91,9 @@ class Sampler:
         self.dtype = dtype
         self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
         self._shape = sample_shape(model) if shape is None else tuple(shape)
+        self._tf32 = tf32
         self._engine = engines.select(engine, self.device)
-        self._tables = StepTables.of(diffusion, self.device)
+        self._chain = Chain(model, diffusion, self._engine, self.device, dtype, tf32=tf32)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -138,17 +141,19 @@ class Sampler:
         chosen, seed = _chosen(n, indices, noise), integer("seed", seed)
         rows = self._labels(labels, len(chosen))
         size = self._split(len(chosen), batch_size, noise)
-        chain = self._chain()
+        chain = self._chain
         batches = [slice(i, i + size) for i in range(0, len(chosen), size)]
         after_step = _counted(progress, len(batches) * chain.num_steps)
-        images = _buffer(len(chosen), chain)
+        images = torch.empty((len(chosen), *self.shape), dtype=torch.float32, device=self.device)
         for batch in batches:
-            source = _source(chain, seed, chosen[batch], noise)
+            source = self._source(seed, chosen[batch], noise)
             images[batch] = chain.decode(
                 source.initial(chain.num_steps),
                 source,
                 chain.num_steps - 1,
                 labels=None if rows is None else rows[batch],
+                # A last batch with fewer images runs in the graph that the others ran in.
+                rows=size if self._engine.captures and len(batches) > 1 else None,
                 after_step=after_step,
             )
         return images
@@ -172,28 +177,24 @@ class Sampler:
         every, seed = positive("every", every), integer("seed", seed)
         chosen = _chosen(n, indices, noise)
         rows = self._labels(labels, len(chosen))
-        return self._stream(self._chain(), seed, every, chosen, noise, rows)
+        return self._stream(self._source(seed, chosen, noise), every, rows)
 
-    def _stream(
-        self,
-        chain: Chain,
-        seed: int,
-        every: int,
-        chosen: Tensor,
-        noise: CallerNoise | None,
-        labels: Tensor | None,
-    ) -> Iterator[Step]:
-        source = _source(chain, seed, chosen, noise)
-        estimate = _buffer(len(chosen), chain)
-        x = source.initial(chain.num_steps)
-        start = chain.num_steps - 1
-        states = chain.run(x, source, start, labels=labels, x_0=estimate, shown_every=every)
+    def _stream(self, source: NoiseSource, every: int, labels: Tensor | None) -> Iterator[Step]:
+        chain = self._chain
+        moments = chain.run(
+            source.initial(chain.num_steps),
+            source,
+            chain.num_steps - 1,
+            labels=labels,
+            estimates=True,
+            shown_every=every,
+        )
         for t in reversed(range(chain.num_steps)):
             # Entered anew for each step: between them the model's mode is the caller's.
-            with evaluating(chain.network.model):
-                _, x = next(states)
-            if t % every == 0:
-                yield Step(t, x.clone(), estimate.clone())
+            with chain.running():
+                moment = next(moments)
+            if t % every == 0 and moment.x_0 is not None:
+                yield Step(t, moment.x_t.clone(), moment.x_0.clone())
 
     def interpolate(
         self,
@@ -217,10 +218,11 @@ class Sampler:
         """
         image_a, image_b = (arguments.images("a and b", end) for end in (a, b))
         t, weights = integer("t", t), arguments.weights(lambdas)
-        chain = self._chain(image_a)
-        pairs = len(image_a) if image_a.ndim > len(chain.shape) else 1
+        shape = self._shape_of(image_a)
+        pairs = len(image_a) if image_a.ndim > len(shape) else 1
         return interpolate.interpolate(
-            chain,
+            self._chain,
+            shape,
             image_a,
             image_b,
             t,
@@ -234,16 +236,18 @@ class Sampler:
 
     def explain(self) -> str:
         """Which engine and kernels run, and why not the others, one line each."""
-        return explain(self._engine, self.device, self.dtype or dtype_of(self.model))
+        return explain(self.model, self._engine, self.device, self.dtype, self._tf32)
 
-    def _chain(self, images: Tensor | None = None) -> Chain:
-        """The chain for samples of the sampler's shape; where that is unknown, of the images'."""
-        shape = self._shape
-        if shape is None and images is not None and images.ndim in (3, 4):
-            shape = tuple(images.shape[-3:])
-        shape = shape or self.shape
-        network = Network(self.model, self.device, self.dtype)
-        return Chain(network, self.diffusion, self._tables, self._engine, shape, self.device)
+    def _shape_of(self, images: Tensor) -> tuple[int, ...]:
+        """The sampler's shape; where that is unknown, the images'."""
+        if self._shape is None and images.ndim in (3, 4):
+            return tuple(images.shape[-3:])
+        return self.shape
+
+    def _source(self, seed: int, chosen: Tensor, noise: CallerNoise | None) -> NoiseSource:
+        if noise is None:
+            return self._chain.counter_noise(seed, chosen, self.shape)
+        return GivenNoise(noise, (len(chosen), *self.shape), self.device)
 
     def _labels(self, labels: Labels | None, count: int) -> Tensor | None:
         if labels is None:
@@ -262,21 +266,11 @@ class Sampler:
         return size
 
 
-def _source(chain: Chain, seed: int, chosen: Tensor, noise: CallerNoise | None) -> NoiseSource:
-    if noise is None:
-        return chain.counter_noise(seed, chosen)
-    return GivenNoise(noise, (len(chosen), *chain.shape), chain.device)
-
-
 def _chosen(n: int | None, indices: Indices | None, noise: CallerNoise | None) -> Tensor:
     """The sample indices, int64 [n] on the host."""
     if indices is not None and n is None and noise is not None:
         raise ValueError("noise= replaces the counter's noise, which indices= choose from: give n")
     return arguments.sample_indices(n, indices)
-
-
-def _buffer(count: int, chain: Chain) -> Tensor:
-    return torch.empty((count, *chain.shape), dtype=torch.float32, device=chain.device)
 
 
 def _counted(progress: Progress | None, total: int) -> Callable[[], None]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
-from fastddpm.noise import Purpose, timesteps_draw
+from fastddpm.noise import seed_tensor, timesteps_draw
 
 LossKind = Literal["simple", "vlb", "rescaled_vlb", "hybrid", "min_snr"]
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -30,35 +30,68 @@ HELD_OUT = 1 << 62
 
 @dataclass(frozen=True)
 class Batch:
-    """x_0 [B, C, H, W] in [−1, 1], step indices t int64 [B], noise like x_0, labels int64 [B]."""
+    """x_0 [B, C, H, W] in [−1, 1], step indices t int64 [B], noise like x_0, labels int64 [B], and
+    x_t like x_0 where it was made with the noise."""
 
     x_0: Tensor
     t: Tensor
     noise: Tensor
     labels: Tensor | None
+    x_t: Tensor | None = None
 
     def split(self, parts: int) -> list["Batch"]:
         """The batch in `parts` micro-batches, as even as they come."""
-        pieces = [torch.tensor_split(x, parts) for x in (self.x_0, self.t, self.noise)]
-        labels = [None] * parts if self.labels is None else torch.tensor_split(self.labels, parts)
-        return [Batch(*piece) for piece in zip(*pieces, labels, strict=True)]
+        columns = (self.x_0, self.t, self.noise, self.labels, self.x_t)
+        pieces = [[None] * parts if x is None else torch.tensor_split(x, parts) for x in columns]
+        return [Batch(*piece) for piece in zip(*pieces, strict=True)]
 
 
-def draw_batch(seed: int, first: int, x_0: Tensor, labels: Tensor | None, num_steps: int) -> Batch:
-    """The batch whose images are the draws `first`, `first` + 1, ... of a chain of `num_steps`."""
+def draw_batch(
+    seed: int,
+    first: int,
+    x_0: Tensor,
+    labels: Tensor | None,
+    diffusion: GaussianDiffusion,
+    backend: str = "auto",
+) -> Batch:
+    """The batch whose images are the draws `first`, `first` + 1, ...; `backend` is that of ops."""
     draws = torch.arange(first, first + len(x_0), device=x_0.device)
-    t = timesteps_draw(seed, draws, 0, num_steps)
-    return Batch(x_0, t, ops.normal(seed, draws, 0, x_0.shape[1:], Purpose.FORWARD), labels)
+    t = timesteps_draw(seed, draws, 0, diffusion.num_steps)
+    return _noised(seed, draws, x_0, t, labels, diffusion, backend)
 
 
 def held_out_batch(
-    seed: int, first: int, total: int, x_0: Tensor, labels: Tensor | None, num_steps: int
+    seed: int,
+    first: int,
+    total: int,
+    x_0: Tensor,
+    labels: Tensor | None,
+    diffusion: GaussianDiffusion,
+    backend: str = "auto",
 ) -> Batch:
     """A fixed batch for validation: image i of `total` always gets t = ⌊(i + ½) T / total⌋."""
     position = torch.arange(first, first + len(x_0), device=x_0.device)
-    t = (2 * position + 1) * num_steps // (2 * total)
-    noise = ops.normal(seed, HELD_OUT + position, 0, x_0.shape[1:], Purpose.FORWARD)
-    return Batch(x_0, t, noise, labels)
+    t = (2 * position + 1) * diffusion.num_steps // (2 * total)
+    return _noised(seed, HELD_OUT + position, x_0, t, labels, diffusion, backend)
+
+
+def _noised(
+    seed: int,
+    indices: Tensor,
+    x_0: Tensor,
+    t: Tensor,
+    labels: Tensor | None,
+    diffusion: GaussianDiffusion,
+    backend: str,
+) -> Batch:
+    """The batch with the noise of the samples `indices`, in one pass over memory on a GPU."""
+    signal, spread = (
+        diffusion.coefficients.copy(name, t.device, torch.float32) for name in ("signal", "noise")
+    )
+    table = torch.stack([signal, spread], dim=1)
+    key, step = seed_tensor(seed, t.device), t.new_zeros(1)
+    x_t, noise = ops.q_sample(x_0, t, table, key, indices, step, backend)
+    return Batch(x_0, t, noise, labels, x_t)
 
 
 def losses(
@@ -77,5 +110,5 @@ def losses(
         return network(x_t, t, batch.labels)
 
     return diffusion.training_losses(
-        model, batch.x_0, batch.t, batch.noise, kind, vlb_weight=vlb_weight
+        model, batch.x_0, batch.t, batch.noise, kind, vlb_weight=vlb_weight, x_t=batch.x_t
     )["loss"]

@@ -44,7 +44,9 @@ class Trainer:
         self.diffusion = build_diffusion(config)
         torch.manual_seed(config.seed)
         self.model = UNet(_sized(config.unet, data)).to(self.device)
-        if config.channels_last:
+        # The fused kernels of a GPU read channels last.
+        self._channels_last = config.channels_last or self.device.type == "cuda"
+        if self._channels_last:
             # torch's hints leave out Module.to with a memory format alone.
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.update = Update(config, self.model)
@@ -80,9 +82,7 @@ class Trainer:
             index = torch.arange(first, min(first + size, count))
             never = torch.zeros(len(index), dtype=torch.bool)
             x_0, labels = self._load(self.held_out, Epoch(index, never, never))
-            batch = held_out_batch(
-                self.config.seed, first, count, x_0, labels, self.diffusion.num_steps
-            )
+            batch = held_out_batch(self.config.seed, first, count, x_0, labels, self.diffusion)
             total += float(self._losses(self.averaged, batch).sum())
         return total / count
 
@@ -94,7 +94,7 @@ class Trainer:
         size, seed = self.config.batch_size, self.config.seed
         first = self.completed * size
         x_0, labels = self._load(self.data, self.order.draws(first, size))
-        return draw_batch(seed, first, x_0, labels, self.diffusion.num_steps)
+        return draw_batch(seed, first, x_0, labels, self.diffusion)
 
     def _load(self, data: ImageData, draws: Epoch) -> tuple[Tensor, Tensor | None]:
         """A batch on the device; labels if the network takes them, a dropped one as its last."""
@@ -107,7 +107,7 @@ class Trainer:
 
     def _network(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """The network in the asked precision and memory layout, float32 outside."""
-        if self.config.channels_last:
+        if self._channels_last:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
         half = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):

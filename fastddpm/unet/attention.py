@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastddpm import ops
+from fastddpm.unet.sum import Sum
 
 
 class Attention(nn.Module):
@@ -41,22 +41,20 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(channels, inner)
         self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = rearrange(self._normalised(x), "b c ... -> b (...) c")
+    def forward(self, x: Sum) -> Sum:
+        h = x.total() if self.group_norm is None else x.normalised(self.group_norm)
+        # Contiguous here, or each of the three products copies them for itself.
+        tokens = rearrange(h, "b c ... -> b (...) c").contiguous()
         q, k, v = (
-            rearrange(project(tokens), "b n (h d) -> b h n d", h=self.heads)
-            for project in (self.to_q, self.to_k, self.to_v)
+            rearrange(projected, "b n (h d) -> b h n d", h=self.heads)
+            for projected in self.queries_keys_values(tokens)
         )
         mixed = F.scaled_dot_product_attention(q, k, v)
         out = self.to_out[0](rearrange(mixed, "b h n d -> b n (h d)"))
-        out = out.transpose(1, 2).reshape(x.shape)  # [B, C, *spatial]
-        y: Tensor = out + x
-        return y if self.output_scale == 1 else y / self.output_scale
+        out = out.transpose(1, 2).reshape(h.shape)  # [B, C, *spatial]
+        y = Sum(out, residual=x.total())
+        return y if self.output_scale == 1 else Sum(y.total() / self.output_scale)
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        norm = self.group_norm
-        if norm is None:
-            return x
-        return ops.group_norm_silu(
-            x, norm.weight, norm.bias, norm.num_groups, norm.eps, activation=None
-        )
+    def queries_keys_values(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """[B, N, C] -> three of [B, N, heads·d]."""
+        return self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastddpm import ops
+from fastddpm.unet.activation import ACTIVATIONS
 from fastddpm.unet.attention import Attention
-from fastddpm.unet.blocks import ACTIVATIONS, DownLevel, MiddleLevel, ResnetBlock, UpLevel, conv
+from fastddpm.unet.blocks import ResnetBlock
 from fastddpm.unet.config import UNetConfig
+from fastddpm.unet.convolution import conv, convolve
 from fastddpm.unet.embedding import TimeEmbedding, class_embedding, time_projection
+from fastddpm.unet.levels import DownLevel, MiddleLevel, UpLevel
 
 
 class UNet(nn.Module):
@@ -39,10 +41,16 @@ class UNet(nn.Module):
         self.up_blocks = nn.ModuleList(_up_levels(config))
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = conv(config.dims, channels[0], config.out_channels)
+        self.row_channels = self._place_rows()
         self.reset_parameters()
 
+    @property
+    def input_channels(self) -> int:
+        """Channels of the tensor that `denoise` reads."""
+        return self.config.in_channels
+
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The network's output for noisy samples.
+        """The network's output for noisy samples: denoise(x, time_rows(t, labels), t).
 
         Args:
             x: [B, C, H, W] (spatial dimensions per `config.dims`), in the network's dtype.
@@ -56,51 +64,88 @@ class UNet(nn.Module):
         Raises:
             ValueError: for shapes the levels do not allow, or labels against the config.
         """
-        self._check(x, t, labels)
+        if not isinstance(t, Tensor) or t.shape not in ((), (1,), x.shape[:1]):
+            got = str(list(t.shape)) if isinstance(t, Tensor) else repr(t)
+            raise ValueError(f"t must be a tensor of shape {list(x.shape[:1])}, got {got}")
+        t = t.expand(x.shape[:1])
+        return self.denoise(x, self.time_rows(t, labels), t)
+
+    def time_rows(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the residual blocks read of the time and the label, side by side.
+
+        A chain computes those of all its steps before it starts.
+
+        Args:
+            t, labels: as in `forward`.
+
+        Returns:
+            [B, R], R = `row_channels`, in the network's dtype.
+
+        Raises:
+            ValueError: for labels against the config.
+        """
+        temb = self._time_embedding(t.reshape(-1), labels)
+        return torch.cat([block.time_row(temb) for block in self.residual_blocks()], dim=1)
+
+    def denoise(self, x: Tensor, rows: Tensor, t: Tensor) -> Tensor:
+        """The network's output where the time rows are known.
+
+        Args:
+            x: [B, C, H, W], as in `forward`.
+            rows: [B, R], of `time_rows`; an expanded [1, R] where all samples share their time.
+            t: [B] or [1]. Networks with Fourier features divide by it; no other reads it.
+
+        Returns, Raises: as `forward`.
+        """
+        self._check_input(x, rows)
         config = self.config
-        t = t.expand(x.shape[0])
-        temb = self._time_row(t, labels, self.time_embedding.linear_1.weight.dtype)
-        h = self.conv_in(2 * x - 1 if config.center_input_sample else x)
+        h = convolve(self.conv_in, 2 * x - 1 if config.center_input_sample else x)
         skips = [h]
         for level in self.down_blocks:
-            h, outputs = level(h, temb)
+            h, outputs = level(h, rows)
             skips += outputs
         if self.mid_block is not None:
-            h = self.mid_block(h, temb)
+            h = self.mid_block(h, rows)
         for level in self.up_blocks:
-            h = level(h, temb, skips)
-        norm = self.conv_norm_out
-        h = ops.group_norm_silu(h, norm.weight, norm.bias, norm.num_groups, norm.eps)
-        y: Tensor = self.conv_out(h)
+            h = level(h, rows, skips)
+        y: Tensor = self.conv_out(h.normalised(self.conv_norm_out, "silu", keep=False))
         if config.time_embedding_type == "fourier":
             y = y / t.to(y.dtype).reshape(-1, *[1] * (y.dim() - 1))
         return y
 
-    def _time_row(self, t: Tensor, labels: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def residual_blocks(self) -> list[ResnetBlock]:
+        """All of them, in the order of their time rows, which is the order in which they run."""
+        return [module for module in self.modules() if isinstance(module, ResnetBlock)]
+
+    def _time_embedding(self, t: Tensor, labels: Tensor | None) -> Tensor:
         """activation(time embedding + class embedding): [B, time_channels]."""
+        self._check_labels(labels, len(t))
+        dtype = self.time_embedding.linear_1.weight.dtype
         emb = self.time_embedding(self.time_proj(t).to(dtype))
         if self.class_embedding is not None and labels is not None:
             if self.config.class_embed_type == "timestep":
                 labels = self.time_proj(labels).to(dtype)
             emb = emb + self.class_embedding(labels).to(dtype)
-        row: Tensor = ACTIVATIONS[self.config.act_fn](emb)
-        return row
+        return ACTIVATIONS[self.config.act_fn](emb)
 
-    def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
-        config = self.config
-        if x.dim() != config.dims + 2 or x.shape[1] != config.in_channels:
-            wanted = f"[B, {config.in_channels}" + ", *" * config.dims + "]"
+    def _check_input(self, x: Tensor, rows: Tensor) -> None:
+        dims, channels = self.config.dims, self.input_channels
+        if x.dim() != dims + 2 or x.shape[1] != channels:
+            wanted = f"[B, {channels}" + ", *" * dims + "]"
             raise ValueError(f"x must have shape {wanted}, got {list(x.shape)}")
-        factor = 2 ** (len(config.block_out_channels) - 1)
+        levels = len(self.config.block_out_channels)
+        factor = 2 ** (levels - 1)
         changed = x.shape[2:][-2:]
         if any(size % factor for size in changed):
             raise ValueError(
-                f"{len(config.block_out_channels)} levels need sizes that are multiples of "
-                f"{factor}, got {list(changed)}"
+                f"{levels} levels need sizes that are multiples of {factor}, got {list(changed)}"
             )
-        if not isinstance(t, Tensor) or t.shape not in ((), (1,), (x.shape[0],)):
-            got = str(list(t.shape)) if isinstance(t, Tensor) else repr(t)
-            raise ValueError(f"t must be a tensor of shape [{x.shape[0]}], got {got}")
+        if tuple(rows.shape) != (x.shape[0], self.row_channels):
+            wanted = f"[{x.shape[0]}, {self.row_channels}]"
+            raise ValueError(f"rows must have shape {wanted}, got {list(rows.shape)}")
+
+    def _check_labels(self, labels: Tensor | None, batch: int) -> None:
+        config = self.config
         if config.is_conditional != (labels is not None):
             state = "needs labels" if config.is_conditional else "takes no labels"
             raise ValueError(
@@ -109,9 +154,9 @@ class UNet(nn.Module):
         classes = config.num_class_embeds
         if labels is None or classes is None or config.class_embed_type is not None:
             return
-        if labels.dtype != torch.int64 or labels.shape != x.shape[:1]:
+        if labels.dtype != torch.int64 or labels.shape != (batch,):
             got = f"{labels.dtype} {list(labels.shape)}"
-            raise ValueError(f"labels must be int64 [{x.shape[0]}], got {got}")
+            raise ValueError(f"labels must be int64 [{batch}], got {got}")
         # Elsewhere the values are not read: that would wait for the device.
         readable = labels.device.type == "cpu" and not torch.compiler.is_compiling()
         if (
@@ -121,6 +166,14 @@ class UNet(nn.Module):
         ):
             found = f"{int(labels.min())} to {int(labels.max())}"
             raise ValueError(f"labels must lie in [0, {classes}), got {found}")
+
+    def _place_rows(self) -> int:
+        """Give every residual block its columns of the time rows; returns how many there are."""
+        start = 0
+        for block in self.residual_blocks():
+            block.columns = slice(start, start + block.time_emb_proj.out_features)
+            start = block.columns.stop
+        return start
 
     def reset_parameters(self) -> None:
         """Ho's initialisation (see the class); other parameters keep torch's own."""

@@ -71,6 +71,20 @@ def ancestral_step(
     return mean + sigma * noise, x_0
 
 
+def write_network_input(network_input: Tensor, x_prev: Tensor) -> None:
+    """x_{t-1} [B, C, *spatial] in the dtype of network_input [B, C', *spatial]; the rest is 0."""
+    channels = x_prev.shape[1]
+    network_input[:, :channels].copy_(x_prev)
+    network_input[:, channels:].zero_()
+
+
+def note_nonfinite(first_nonfinite: Tensor, i: Tensor, *tensors: Tensor) -> None:
+    """Raise first_nonfinite, int64 [1], to i where a tensor holds NaN or Inf; nothing waits."""
+    for tensor in tensors:
+        seen = torch.where(torch.isfinite(tensor).all(), -1, i)
+        first_nonfinite.copy_(torch.maximum(first_nonfinite, seen))
+
+
 def _learned_sigma(row: dict[str, Tensor], values: Tensor, variance: str) -> Tensor:
     """Standard deviation [B, C, *spatial] from the second half of the output's channels."""
     log_variance = values

@@ -1,0 +1,80 @@
+"""Prepared runners kept for the calls to come: the least recently used ones go.
+
+A runner runs one chain at a time, so it is borrowed: who asks for the same key meanwhile gets
+another one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class RunnerCache(Generic[T]):
+    """Up to ``capacity`` runners (or whatever holds one) by key; at least 1.
+
+    Raises ValueError for a smaller capacity.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"a cache of runners holds at least 1, got capacity={capacity}")
+        self.capacity = capacity
+        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
+    @contextmanager
+    def borrow(self, key: Hashable, make: Callable[[], T]) -> Iterator[T]:
+        """The runner kept under the key, or the one that ``make`` prepares, for this caller alone.
+
+        At the end it becomes the most recently used one, and the cache lets go of those beyond its
+        capacity. After ``clear`` it is let go of, too.
+        """
+        epoch = self._epoch
+        runner = self._kept.pop(key) if key in self._kept else make()
+        try:
+            yield runner
+        finally:
+            if epoch == self._epoch:
+                self._keep(key, runner)
+
+    def prepare_many(self, sizes: Iterable[int], make: Callable[[int], T]) -> None:
+        """Prepare a runner for each batch size that has none, the largest first: the graphs of
+        smaller ones then fit into the memory of the largest."""
+        for size in sorted(set(sizes), reverse=True):
+            with self.borrow(size, lambda size=size: make(size)):  # type: ignore[misc]
+                pass
+
+    def clear(self) -> None:
+        """Let go of all runners, of borrowed ones when they come back."""
+        self._epoch += 1
+        self._kept.clear()
+
+    def _keep(self, key: Hashable, runner: T) -> None:
+        self._kept[key] = runner
+        self._kept.move_to_end(key)
+        while len(self._kept) > self.capacity:
+            self._kept.popitem(last=False)
+
+
+def serving_size(rows: int, prepared: Iterable[int]) -> int | None:
+    """The prepared batch size that serves ``rows`` rows, or None if none does.
+
+    The smallest one >= rows: the rows beyond are made up and dropped, which is exact because no
+    row's noise depends on another. It saves a capture, and costs the time of the larger batch.
+
+    Raises ValueError for fewer than 0 rows.
+    """
+    if rows < 0:
+        raise ValueError(f"a batch has at least 0 rows, got {rows}")
+    return min((size for size in prepared if size >= rows), default=None)

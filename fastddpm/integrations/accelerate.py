@@ -1,0 +1,62 @@
+"""accelerate: a drop-in for somebody's network, run by the fastest engine of its device.
+
+    model                          what runs
+    diffusers UNet2DModel          the same network as a fastddpm.UNet: every fused kernel
+    OpenAI UNetModel               likewise
+    fastddpm.UNet                  itself
+    any other (x, t) -> output     the model as it is, compiled and captured whole
+    diffusers DDPM/DDIMPipeline    the pipeline with its network accelerated
+
+Called by itself the result answers as the model did. A Sampler made of it also runs the reverse
+step and its noise as one fused kernel, and the whole step in one captured graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastddpm.integrations import diffusers, openai
+from fastddpm.integrations.accelerated import Accelerated, Converted
+from fastddpm.sampler.network import device_of
+
+
+def accelerate(
+    model: Any,
+    engine: str = "auto",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    tf32: bool = False,
+) -> Any:
+    """The model as a drop-in that an engine runs (inference only).
+
+    Args:
+        model: diffusers' UNet2DModel or a pipeline with one, OpenAI's UNetModel, a fastddpm.UNet,
+            or any callable (x [B, C, H, W], t [B]) -> output [B, C', H, W].
+        engine, device, dtype, tf32: as ``fastddpm.Sampler``'s.
+
+    Returns:
+        An ``Accelerated`` module with the model's own call; for a pipeline, a pipeline. The model
+        is left as it is; weights that change in it later are taken over.
+
+    Raises:
+        ValueError: not callable; an engine that cannot run here; a UNet2DModel with blocks or
+            settings that fastddpm.UNet does not have (such a model still runs as it is if its
+            ``forward`` is given).
+    """
+    if not callable(model):
+        raise ValueError(f"expected a model (x, t) -> output, got {type(model).__name__}")
+    if diffusers.is_pipeline(model):
+        network = accelerate(model.unet, engine, device, dtype, tf32=tf32)
+        return type(model)(unet=network, scheduler=model.scheduler)
+    kind, network = Accelerated, model
+    if isinstance(model, nn.Module) and diffusers.is_diffusers_model(model):
+        kind = diffusers.AcceleratedUNet2DModel
+        network = Converted(model, diffusers.DiffusersReader(model))
+    elif isinstance(model, nn.Module) and openai.is_openai_model(model):
+        kind = openai.AcceleratedUNetModel
+        network = Converted(model, openai.OpenAIReader(model))
+    return kind(model, network, engine, device_of(model, device), dtype, tf32=tf32)

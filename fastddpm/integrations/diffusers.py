@@ -1,0 +1,79 @@
+"""diffusers' UNet2DModel, an instance in memory -> our U-Net, and a drop-in with its call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastddpm.checkpoint.diffusers import current_names, read_config
+from fastddpm.checkpoint.fit import DIFFUSERS_SWITCHES, build, check_fit, shapes
+from fastddpm.integrations.accelerated import Accelerated
+from fastddpm.unet import UNet
+
+CLASS = "UNet2DModel"
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+
+
+def is_diffusers_model(model: nn.Module) -> bool:
+    """Whether this is a UNet2DModel itself; what derives from it may compute something else."""
+    return _is_of_diffusers(model) and type(model).__name__ == CLASS
+
+
+def is_pipeline(model: object) -> bool:
+    """Whether this is a pipeline that calls nothing but ``unet`` and ``scheduler``."""
+    return _is_of_diffusers(model) and type(model).__name__ in PIPELINES
+
+
+def _is_of_diffusers(model: object) -> bool:
+    return type(model).__module__.partition(".")[0] == "diffusers"
+
+
+class DiffusersReader:
+    """Reads a UNet2DModel: its configuration once, its weights whenever asked.
+
+    Raises ValueError for blocks or settings that our U-Net does not have.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        instance: Any = model
+        self.config = read_config(dict(instance.config), f"this {CLASS}'s config")
+        check_fit(self.weights(model), shapes(self.config), f"this {CLASS}", DIFFUSERS_SWITCHES)
+
+    def weights(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """Its state dict under our names."""
+        return current_names(model.state_dict())
+
+    def unet(self, model: nn.Module) -> UNet:
+        """The same network, float32."""
+        return build(self.config, self.weights(model))
+
+
+class AcceleratedUNet2DModel(Accelerated):
+    """Called as a UNet2DModel, answering as one."""
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """A UNet2DOutput, or with return_dict=False a tuple of the output alone.
+
+        sample: [B, C, H, W]. timestep: [B] or one number. class_labels: [B] if it has classes.
+        """
+        output = super().forward(sample, timestep, class_labels)
+        if not return_dict:
+            return (output,)
+        from diffusers.models.unets.unet_2d import UNet2DOutput
+
+        return UNet2DOutput(sample=output)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which a pipeline hands over its samples: the source's."""
+        dtype: torch.dtype = self.source.dtype
+        return dtype

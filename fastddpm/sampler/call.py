@@ -1,0 +1,101 @@
+"""One call of a network, run by an engine: ``call(x, t, labels) -> output``.
+
+What is compiled or captured is prepared once for each kind of input and kept; the tensors of a call
+are copied into those of the capture, and its output out of them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastddpm.engine import Plan, Runner, RunnerCache, Selection, precision
+from fastddpm.sampler.network import Model, Network, evaluating, network_of
+
+# Kinds of input kept prepared; each holds its buffers and, on a GPU, a graph.
+KEPT = 8
+
+
+class CallStep:
+    """The network as a chain of one step, whose state is the input and which leaves it alone."""
+
+    def __init__(self, network: Network, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
+        self.t = t.clone()
+        self.labels = None if labels is None else labels.clone()
+        self.output: Tensor | None = None
+        self._network = network
+        self._input = network.input_buffer(tuple(x.shape))
+
+    def __call__(self, x: Tensor, i: Tensor) -> Tensor:
+        network_input = x
+        if self._input is not None:
+            self._input[:, : x.shape[1]].copy_(x)
+            network_input = self._input
+        # A graph writes every replay to where the captured output lies.
+        self.output = self._network(network_input, self.t, self.labels)
+        return x
+
+
+class Prepared(NamedTuple):
+    """A step and the runner that an engine made of it."""
+
+    step: CallStep
+    runner: Runner
+
+
+class NetworkCall:
+    """``model`` as a function of (x, t, labels), run by ``engine`` without gradients.
+
+    Arguments as ``fastddpm.Sampler``'s.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        engine: Selection,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        *,
+        tf32: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._device = device
+        self._tf32 = tf32
+        no_steps = torch.empty(0, dtype=torch.int64, device=device)
+        self._make = partial(network_of, model, device, dtype, no_steps, packed=engine.captures)
+        self._network: Network | None = None
+        self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The output for x [B, C, H, W], t [B] and labels [B, ...], a fresh tensor in x's dtype."""
+        x_here, t = x.to(self._device).contiguous(), t.to(self._device)
+        labels = None if labels is None else labels.to(self._device)
+        network = self._refreshed()
+        key = tuple((v.shape, v.dtype) for v in (x_here, t, labels) if v is not None)
+        make = partial(self._prepare, network, x_here, t, labels)
+        with (
+            evaluating(network.model),
+            precision(tf32=self._tf32),
+            self._kept.borrow(key, make) as (step, runner),
+        ):
+            step.t.copy_(t)
+            if step.labels is not None and labels is not None:
+                step.labels.copy_(labels)
+            for _ in runner.iterate(x_here):
+                pass
+            assert step.output is not None
+            return step.output.to(x.device, x.dtype, copy=True)
+
+    def _refreshed(self) -> Network:
+        if self._network is None or self._network.refresh():
+            self._kept.clear()
+            self._network = self._make()
+        return self._network
+
+    def _prepare(self, network: Network, x: Tensor, t: Tensor, labels: Tensor | None) -> Prepared:
+        step = CallStep(network, x, t, labels)
+        plan = Plan(tuple(x.shape), 1, self._device, x.dtype)
+        return Prepared(step, self._engine.prepare(step, plan))

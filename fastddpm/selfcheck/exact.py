@@ -1,0 +1,133 @@
+"""The kernels that must agree with their reference bit for bit: noise, reverse step, q_sample.
+
+Their inputs are drawn from the counter-based noise, which is the same on every machine, so the
+hashes of their results are, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastddpm import noise, ops
+from fastddpm.kernels.ancestral_step import cases as step_cases
+from fastddpm.kernels.ancestral_step.call import StepCall
+from fastddpm.kernels.ancestral_step.reference import LEARNED_VARIANCES
+from fastddpm.kernels.normal import cases as normal_cases
+from fastddpm.kernels.q_sample import cases as q_cases
+from fastddpm.kernels.q_sample import reference as q_reference
+from fastddpm.noise import Purpose
+from fastddpm.selfcheck.outcome import Bits, Errors, Outcome, largest_difference
+
+# With a learned variance the exponential may differ in its last bits. sigma z is below 0.2, so
+# what is left is the rounding of a sum below 8: its last bit, 2^-21, and one more for the product.
+LEARNED_BOUND = 1e-6
+
+
+def drawn(number: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal values for an input, the same on every machine; number tells them apart."""
+    return noise.normal(0, torch.tensor([number]), 0, shape, Purpose.INITIAL)[0]
+
+
+def normal(backend: str, device: torch.device) -> Outcome:
+    """ops.normal on a backend against fastddpm.noise."""
+    bits = Bits()
+    for case in normal_cases.CASES:
+        # Made one by one: a range to 2^63 - 1 would end beyond int64.
+        indices = torch.tensor([case.first_index + k for k in range(case.batch)]).long()
+        for purpose in (Purpose.INITIAL, Purpose.REVERSE):
+            settings = (case.step, case.shape, purpose)
+            z = ops.normal(case.seed, indices.to(device), *settings, backend=backend)
+            bits.add(f"{case.name} {purpose.name}", z, noise.normal(case.seed, indices, *settings))
+    return bits.outcome(f"normal, {backend}")
+
+
+def ancestral_step(backend: str, device: torch.device) -> Outcome:
+    """ops.ancestral_step_ with fixed variances: all that it writes."""
+    bits = Bits()
+    for name, call in _steps(backend, learned=False):
+        results, expected = _stepped(call, backend, device), _stepped(call)
+        for written, result in results.items():
+            bits.add(f"{name} {written}", result, expected[written])
+    return bits.outcome(f"ancestral_step, {backend}")
+
+
+def learned_step(backend: str, device: torch.device) -> Outcome:
+    """ops.ancestral_step_ with learned variances: to the rounding of the exponential."""
+    errors = Errors()
+    for name, call in _steps(backend, learned=True):
+        results, expected = _stepped(call, backend, device), _stepped(call)
+        for written in ("x", "x_0"):
+            if written in results:
+                difference = largest_difference(results[written], expected[written])
+                errors.add(f"{name} {written}", difference, LEARNED_BOUND)
+    return errors.outcome(f"ancestral_step with learned variances, {backend}")
+
+
+def q_sample(backend: str, device: torch.device) -> Outcome:
+    """ops.q_sample on a backend: x_t and the noise in it."""
+    bits = Bits()
+    t_axis = torch.linspace(0.1, 1.5, 11, dtype=torch.float32)
+    table = torch.stack([1 / (1 + t_axis), t_axis / (1 + t_axis)], dim=1)
+    for case in q_cases.CASES:
+        batch = case.shape[0]
+        indices = torch.tensor([case.first_index + k for k in range(batch)]).long()
+        steps = 7 * torch.arange(batch) + 1 if case.step_each else torch.tensor([999])
+        x_0, t = drawn(1, case.shape), (3 * torch.arange(batch)) % len(table)
+        z = noise.normal(case.seed, indices, steps, case.shape[1:], Purpose.FORWARD)
+        given = (x_0, t, table, noise.seed_tensor(case.seed), indices, steps)
+        x_t, used = ops.q_sample(*(tensor.to(device) for tensor in given), backend=backend)
+        bits.add(f"{case.name} x_t", x_t, q_reference.q_sample(x_0, t, table, z))
+        bits.add(f"{case.name} noise", used, z)
+    return bits.outcome(f"q_sample, {backend}")
+
+
+def _steps(backend: str, *, learned: bool) -> Iterator[tuple[str, StepCall]]:
+    """(name, call on the CPU) of every case, at a row with noise and at the last, without."""
+    for case in (*step_cases.CASES, *step_cases.NETWORK_CASES):
+        if (case.variance in LEARNED_VARIANCES) != learned:
+            continue
+        if backend == "cpu" and case.output != torch.float32:
+            continue  # The C++ kernel reads float32 outputs only, and says so.
+        for i in (1, 2):
+            call = case.call(i)
+            places = ("x", "model_output", "noise")
+            named = {name: call.tensors[name] for name in places if name in call.tensors}
+            values = {
+                name: torch.empty_like(tensor).copy_(drawn(number, tuple(tensor.shape)))
+                for number, (name, tensor) in enumerate(named.items())
+            }
+            yield f"{case.name} row {i}", call._replace(**values)
+
+
+def _stepped(
+    call: StepCall, backend: str = "reference", device: torch.device | None = None
+) -> dict[str, Tensor]:
+    """What a step has written, by argument; the call itself stays as it is."""
+    place = device or torch.device("cpu")
+    own = {name: _copied(name, tensor, place) for name, tensor in call.tensors.items()}
+    made = call._replace(**own)
+    if made.noise is None:
+        z: Tensor | ops.Draw = ops.Draw(own["seed"], own["indices"], own["timesteps"])
+    else:
+        z = made.noise
+    ops.ancestral_step_(
+        *(made.x, made.model_output, z, made.table, made.i),
+        prediction=made.prediction,
+        variance=made.variance,
+        clip=made.clip,
+        x_0=made.x_0,
+        network_input=made.network_input,
+        first_nonfinite=made.first_nonfinite,
+        backend=backend,
+    )
+    written = ("x", "x_0", "network_input", "first_nonfinite")
+    return {name: own[name] for name in written if name in own}
+
+
+def _copied(name: str, tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy in the same layout; what the step only writes starts as NaN, so that gaps show."""
+    copy = torch.empty_like(tensor, device=device)
+    return copy.fill_(torch.nan) if name in ("x_0", "network_input") else copy.copy_(tensor)

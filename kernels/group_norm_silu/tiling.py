@@ -1,0 +1,121 @@
+"""Which tile a program of the GroupNorm kernels holds in its registers.
+
+A tile is [positions, channels] of one sample, both powers of two, its channels a block of whole
+groups. It depends on the shape of one sample alone, never on the batch: so does the order of the
+sums, and a sample's result is the same bits in every batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# 64 float32 values a thread leave room for addresses in the 128 registers that let 16 warps run.
+ELEMENTS_A_THREAD = 64
+MOST_WARPS = 16
+# A sector of memory is 32 bytes, 16 half-precision channels: narrower blocks waste bandwidth.
+LEAST_CHANNELS = 16
+MOST_CHANNELS = 64
+VECTOR_BYTES = 16
+# Up to here all positions of a block fit one program: 1024 positions × 16 channels are 8 warps.
+ONE_PASS_POSITIONS = 1024
+SPLIT_ELEMENTS = 16384
+# The partial results that one prologue merges.
+MOST_CHUNKS = 64
+
+
+@dataclass(frozen=True)
+class Tile:
+    """block: channels of a program, in whole groups. positions, channels, groups: powers of two
+    that hold them. fold: neighbouring channels of one group in one thread."""
+
+    block: int
+    positions: int
+    channels: int
+    groups: int
+    fold: int
+    warps: int
+
+    def constants(self, positions: int, tiles: int = 1) -> dict[str, int | bool]:
+        """A kernel's constants, where this many tiles cover the positions of a sample.
+
+        EXACT: there is nothing to mask.
+        """
+        covered = positions == self.positions * tiles
+        return {
+            "BLOCK": self.block,
+            "TILE_P": self.positions,
+            "TILE_C": self.channels,
+            "TILE_G": self.groups,
+            "FOLD": self.fold,
+            "EXACT": covered and self.block == self.channels,
+        }
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def one_pass_tile(
+    positions: int, channels: int, num_groups: int, itemsize: int, live: int = 1
+) -> Tile | None:
+    """The tile of a whole block of groups, or None if it does not fit the registers.
+
+    live: how many values of an element a thread holds at once, 1 forward and 2 backward.
+    """
+    if positions > ONE_PASS_POSITIONS:
+        return None
+    rows = power_of_two(positions)
+    elements = ELEMENTS_A_THREAD // live * 32
+    at_four_warps = 4 * elements // rows
+    tile = _tile(rows, at_four_warps, channels, num_groups, itemsize, elements)
+    return None if tile.positions * tile.channels > MOST_WARPS * elements else tile
+
+
+def split_tile(
+    positions: int, channels: int, num_groups: int, itemsize: int, live: int = 1
+) -> tuple[Tile, int, int]:
+    """The tile, how many of them a chunk has, and how many chunks a sample has."""
+    elements = ELEMENTS_A_THREAD // live * 32
+    wide = _tile(1, MOST_CHANNELS, channels, num_groups, itemsize, elements)
+    rows = max(1, min(SPLIT_ELEMENTS // live // wide.channels, power_of_two(positions)))
+    tile = _tile(rows, MOST_CHANNELS, channels, num_groups, itemsize, elements)
+    tiles = -(-positions // rows)
+    per_chunk = -(-tiles // MOST_CHUNKS)
+    return tile, per_chunk, -(-tiles // per_chunk)
+
+
+def in_order(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the kernel takes, in its own order."""
+    return {name: arguments[name] for name in kernel.arg_names if name in arguments}
+
+
+def _tile(
+    rows: int, wanted: int, channels: int, num_groups: int, itemsize: int, elements: int
+) -> Tile:
+    group = channels // num_groups
+    block = group * _groups_of_block(group, num_groups, itemsize, min(wanted, MOST_CHANNELS))
+    padded = power_of_two(block)
+    even = group & (group - 1) == 0
+    return Tile(
+        block=block,
+        positions=rows,
+        channels=padded,
+        groups=padded // group if even else power_of_two(block // group),
+        fold=min(group & -group, VECTOR_BYTES // itemsize),
+        warps=min(max(power_of_two(rows * padded // elements), 1), MOST_WARPS),
+    )
+
+
+def _groups_of_block(group: int, num_groups: int, itemsize: int, wanted: int) -> int:
+    """A divisor of num_groups: blocks of whole vectors, as many channels as wanted if they fit."""
+    fits = [
+        k
+        for k in range(1, num_groups + 1)
+        if num_groups % k == 0
+        and (k == num_groups or k * group * itemsize % VECTOR_BYTES == 0)
+        and k * group >= min(LEAST_CHANNELS, num_groups * group)
+    ]
+    within = [k for k in fits if k * group <= wanted]
+    return within[-1] if within else fits[0]

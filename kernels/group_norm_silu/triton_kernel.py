@@ -1,0 +1,172 @@
+"""GroupNorm + SiLU on a GPU, forward: one pass where a block of groups fits a program's registers.
+
+Each element is then read once and written once: the mean, the centred sum of squares and the result
+come from registers. Larger maps go to triton_split.py. Specification: reference.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastddpm.kernels.common.launch import Launch
+from fastddpm.kernels.group_norm_silu import triton_split
+from fastddpm.kernels.group_norm_silu.tiling import one_pass_tile
+from fastddpm.kernels.group_norm_silu.triton_tile import (
+    activate,
+    block_of,
+    load_affine,
+    load_sum,
+    spread_groups,
+    store_groups,
+    store_tile,
+    sum_groups,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@triton.jit
+def group_norm_silu_one_pass(
+    x,
+    row,
+    residual,
+    skip,
+    weight,
+    bias,
+    scale,
+    shift,
+    y,
+    total,
+    mean,
+    rstd,
+    eps,
+    row_stride,
+    scale_stride,
+    shift_stride,
+    POSITIONS: tl.constexpr,
+    OWN: tl.constexpr,
+    JOINED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE_P: tl.constexpr,
+    TILE_C: tl.constexpr,
+    TILE_G: tl.constexpr,
+    FOLD: tl.constexpr,
+    EXACT: tl.constexpr,
+    SILU: tl.constexpr,
+):
+    CHANNELS: tl.constexpr = OWN + JOINED
+    sample, _, first, channels, held = block_of(tl.program_id(0), 1, CHANNELS, BLOCK, TILE_C)
+    position = tl.arange(0, TILE_P)[:, None]
+    mask = (position < POSITIONS) & held[None, :]
+    h = load_sum(
+        *(x, row, residual, skip, sample, position, channels, held, row_stride),
+        *(POSITIONS, OWN, JOINED, EXACT),
+    )
+    out = sample * (POSITIONS * CHANNELS) + position * CHANNELS + channels[None, :]
+    if total is not None:
+        store_tile(total + out, h, mask, EXACT)
+
+    # Padding channels are zero and belong to no group; padding positions hold the row.
+    PADDED: tl.constexpr = TILE_P != POSITIONS
+    if PADDED:
+        h = tl.where(mask, h, 0.0)
+    COUNT: tl.constexpr = POSITIONS * GROUP
+    group_mean = sum_groups(h, GROUP, TILE_G, FOLD) / COUNT
+    h -= spread_groups(group_mean, GROUP, TILE_C)[None, :]
+    if PADDED:
+        h = tl.where(mask, h, 0.0)
+    group_rstd = tl.rsqrt(sum_groups(h * h, GROUP, TILE_G, FOLD) / COUNT + eps)
+    store_groups(mean, group_mean, sample, first, CHANNELS, GROUP, BLOCK)
+    store_groups(rstd, group_rstd, sample, first, CHANNELS, GROUP, BLOCK)
+
+    factor, offset = load_affine(
+        *(weight, bias, scale, shift, sample, channels, held, scale_stride, shift_stride, EXACT)
+    )
+    factor *= spread_groups(group_rstd, GROUP, TILE_C)
+    FAST: tl.constexpr = y.dtype.element_ty != tl.float32
+    store_tile(y + out, activate(h, factor, offset, SILU, FAST), mask, EXACT)
+
+
+def launches(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    row: Tensor | None,
+    residual: Tensor | None,
+    skip: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+    y: Tensor,
+    total: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> list[Launch]:
+    """The launches that write y, mean, rstd (float32 [B, G]) and, if it is given, total.
+
+    All [B, C, H, W] tensors are channels_last.
+    """
+    batch, channels, height, width = y.shape
+    positions, num_groups = height * width, mean.shape[1]
+    arguments = {
+        **{"x": x, "row": row, "residual": residual, "skip": skip},
+        **{"weight": weight, "bias": bias, "scale": scale, "shift": shift},
+        **{"y": y, "total": total, "mean": mean, "rstd": rstd, "eps": eps},
+        **{f"{name}_stride": sample_stride(rows) for name, rows in
+           (("row", row), ("scale", scale), ("shift", shift))},
+    }
+    sizes = {"POSITIONS": positions, "OWN": x.shape[1], "JOINED": channels - x.shape[1]}
+    tile = one_pass_tile(positions, channels, num_groups, x.element_size())
+    if tile is None:
+        return triton_split.launches(arguments, sizes, silu=silu)
+    constants = sizes | tile.constants(positions) | {"GROUP": channels // num_groups, "SILU": silu}
+    return [
+        Launch(
+            group_norm_silu_one_pass,
+            (batch * (channels // tile.block),),
+            arguments,
+            constants,
+            num_warps=tile.warps,
+            writes=("y", "total", "mean", "rstd"),
+        )
+    ]
+
+
+def sample_stride(rows: Tensor | None) -> int:
+    """Elements from one sample's row to the next; 0 where all samples share one."""
+    return 0 if rows is None or rows.dim() == 1 else rows.stride(0)
+
+
+def unsupported(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, **parts: Tensor | None
+) -> list[str]:
+    """Why the kernels cannot run this call; empty if they can. parts: the optional tensors."""
+    if x.dim() != 4:
+        return [f"x has {x.dim() - 2} spatial dimensions: the kernels take two"]
+    given = {"x": x, "weight": weight, "bias": bias, **parts}
+    tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
+    maps = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 4}
+    reasons = [
+        f"{name} is {tensor.dtype}: expected float32, bfloat16 or float16"
+        for name, tensor in tensors.items()
+        if tensor.dtype not in DTYPES
+    ]
+    for name, tensor in maps.items():
+        if not tensor.is_contiguous(memory_format=torch.channels_last):
+            reasons.append(f"{name} is not channels_last")
+        if tensor.dtype != x.dtype:
+            reasons.append(f"{name} is {tensor.dtype}, x is {x.dtype}")
+        if tensor.data_ptr() % 16:
+            reasons.append(f"{name} does not start at a multiple of 16 bytes")
+    reasons += [
+        f"the channels of {name} are not side by side"
+        for name, tensor in tensors.items()
+        if name not in maps and tensor.shape[-1] > 1 and tensor.stride(-1) != 1
+    ]
+    return reasons

@@ -1,0 +1,52 @@
+"""SharedMemory: every block's own, in a window of the address space that begins at SHARED_BASE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .cells import Cells, Requests
+from .scalars import UNSIGNED, Array
+
+# Not zero, so that a null pointer shows.
+SHARED_BASE = 1024
+
+
+class SharedMemory:
+    """``size`` bytes for each of ``blocks`` blocks, in cells of ``grain`` bytes."""
+
+    def __init__(self, blocks: int, size: int, grain: int) -> None:
+        self.size, self.grain = size, grain
+        self.cells = Cells(blocks * (size // grain), grain)
+
+    def load(self, addresses: Array, bits: int, count: int, who: Requests) -> Array:
+        """``count`` values of ``bits`` each [n, count] from each address."""
+        at = self._at(addresses, bits // 8 * count, who)
+        return np.ascontiguousarray(self.cells.load(at, who)).view(UNSIGNED[bits])
+
+    def store(self, addresses: Array, values: Array, who: Requests) -> None:
+        """Values [n, count] to each address."""
+        at = self._at(addresses, values.itemsize * values.shape[1], who)
+        mine = np.ascontiguousarray(values).view(self.cells.values.dtype)
+        self.cells.store(at, mine, who)
+
+    def atomic(
+        self, addresses: Array, bits: int, update: Callable[[int, Array], Array], who: Requests
+    ) -> Array:
+        """Read, update and write one value at each address, one after another; the old values."""
+        at = self._at(addresses, bits // 8, who)
+        cell = self.cells.values.dtype
+        old = self.cells.atomic(
+            at, lambda row, old: update(row, old.view(UNSIGNED[bits])).view(cell), who
+        )
+        return np.ascontiguousarray(old).view(UNSIGNED[bits])[:, 0]
+
+    def _at(self, addresses: Array, size: int, who: Requests) -> Array:
+        offsets = addresses - SHARED_BASE
+        outside = (offsets < 0) | (offsets + size > self.size)
+        who.refuse(outside, f"outside the {self.size} bytes of shared memory")
+        who.refuse(offsets % size != 0, f"misaligned: no multiple of {size} bytes")
+        first = (who.slot[:, None] * self.size + offsets[:, None]) // self.grain
+        at: Array = first + np.arange(size // self.grain)
+        return at

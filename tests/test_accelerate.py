@@ -1,0 +1,288 @@
+"""accelerate: the same numbers as the model it stands for, whoever wrote that model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastddpm
+from fastddpm.checkpoint import to_openai
+from fastddpm.checkpoint.openai_kwargs import UNetModel as Arguments
+from fastddpm.checkpoint.openai_kwargs import unet_config
+from fastddpm.integrations.openai import OpenAIReader, is_openai_model
+
+diffusers = pytest.importorskip("diffusers")
+
+SMALL = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 8,
+}
+
+
+def foreign(**switches: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(**{**SMALL, **switches}).eval()
+
+
+def inputs(model: nn.Module, batch: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, model.config.in_channels, 8, 8)
+    return torch.randn(shape, generator=generator), torch.tensor([0, 400, 999])[:batch]
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).norm() <= 1e-5 * b.norm()) and bool(b.norm() > 0)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"in_channels": 1, "out_channels": 2},
+        {"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet"},
+        {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0},
+        {"mid_block_scale_factor": 1.4, "center_input_sample": True},
+    ],
+    ids=lambda switches: ",".join(switches) or "default",
+)
+def test_a_unet2dmodel_answers_with_the_same_numbers(switches: dict[str, Any]) -> None:
+    model = foreign(**switches)
+    fast = fastddpm.accelerate(model)
+    x, t = inputs(model)
+    assert "as a fastddpm.UNet" in fast.explain()
+    with torch.no_grad():
+        expected = model(x, t).sample
+        assert close(fast(x, t).sample, expected)
+        assert close(fast(x, 400).sample, model(x, 400).sample)
+        assert close(fast(x, t, return_dict=False)[0], expected)
+    assert fast.config.sample_size == 8
+
+
+def test_class_labels_reach_the_network() -> None:
+    model = foreign(num_class_embeds=4)
+    x, t = inputs(model)
+    labels = torch.tensor([0, 3, 1])
+    with torch.no_grad():
+        expected = model(x, t, class_labels=labels).sample
+        answer = fastddpm.accelerate(model)(x, t, class_labels=labels).sample
+        assert close(answer, expected)
+        assert not close(answer, model(x, t, class_labels=labels.flip(0)).sample)
+
+
+@torch.no_grad()
+def test_weights_that_change_later_are_taken_over() -> None:
+    model = foreign()
+    fast = fastddpm.accelerate(model)
+    x, t = inputs(model)
+    before = fast(x, t).sample
+    model.conv_out.weight.mul_(2)
+    assert close(fast(x, t).sample, model(x, t).sample)
+    assert not close(fast(x, t).sample, before)
+    other = foreign(norm_eps=1e-5)
+    model.load_state_dict({k: v + 0.01 for k, v in other.state_dict().items()}, assign=True)
+    assert close(fast(x, t).sample, model(x, t).sample)
+    model.to(torch.float64)
+    answer = fast(x.double(), t).sample
+    assert answer.dtype == torch.float64
+    assert close(answer, model(x.double(), t).sample)
+
+
+def test_the_source_stays_as_it_is() -> None:
+    model = foreign().train()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    fast = fastddpm.accelerate(model)
+    answer = fast(*inputs(model)).sample
+    assert model.training and all(m.training for m in model.modules())
+    assert not answer.requires_grad
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_a_sampler_of_the_accelerated_model_draws_what_one_of_the_converted_draws() -> None:
+    model = foreign()
+    fast = fastddpm.accelerate(model)
+    schedule = fastddpm.NoiseSchedule.linear(1000).respace(range(0, 1000, 100))
+    diffusion = fastddpm.GaussianDiffusion(schedule)
+    images = fastddpm.Sampler(fast, diffusion, "reference").sample(2, seed=3)
+    plain = fastddpm.Sampler(model, diffusion, "reference").sample(2, seed=3)
+    assert images.shape == (2, 3, 8, 8)
+    assert (images - plain).abs().max() < 1e-4
+
+
+def test_a_pipeline_draws_the_same_images() -> None:
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000)
+    pipeline = diffusers.DDPMPipeline(unet=foreign(), scheduler=scheduler)
+    fast = fastddpm.accelerate(pipeline)
+    assert type(fast) is type(pipeline) and fast is not pipeline
+    images = []
+    for each in (pipeline, fast):
+        each.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(5)
+        call = {"batch_size": 2, "generator": generator, "num_inference_steps": 6}
+        images.append(torch.from_numpy(each(**call, output_type="np").images))
+    assert (images[0] - images[1]).abs().max() < 1e-4
+    assert images[0].std() > 0.01
+
+
+@pytest.mark.slow
+def test_compiled_networks_answer_with_the_same_numbers() -> None:
+    model = foreign()
+    x, t = inputs(model)
+    fast = fastddpm.accelerate(model, engine="compile")
+    with torch.no_grad():
+        assert close(fast(x, t).sample, model(x, t).sample)
+        assert close(fast(x[:1], 7).sample, model(x[:1], 7).sample)
+        model.conv_out.weight.mul_(2)
+        assert close(fast(x, t).sample, model(x, t).sample)
+
+
+# ---- any callable
+
+
+class Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.gain * x + t.reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference", "compile"])
+def test_any_callable_runs(engine: str) -> None:
+    x, t = torch.randn(3, 2, 4, 4), torch.tensor([1, 2, 3])
+    module = Doubled()
+    fast = fastddpm.accelerate(module, engine=engine)
+    assert torch.equal(fast(x, t), module(x, t))
+    assert "as it is" in fast.explain()
+    with torch.no_grad():
+        module.gain.fill_(3)
+    assert torch.equal(fast(x, t), module(x, t))
+    plain = fastddpm.accelerate(lambda x, t: x - 1, engine=engine)
+    assert torch.equal(plain(x, t), x - 1)
+
+
+def test_a_fastddpm_unet_runs_as_itself() -> None:
+    unet, _ = fastddpm.from_pretrained("mnist")
+    fast = fastddpm.accelerate(unet)
+    x = torch.randn(2, 1, 28, 28)
+    with torch.no_grad():
+        assert close(fast(x, 300), unet(x, torch.tensor(300)))
+    assert fast.current_unet() is unet
+
+
+# ---- OpenAI's, built as its constructor leaves it
+
+
+class Numbered(nn.Module):
+    """Children named by numbers, with gaps, as in nn.Sequential without its activations."""
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return self._modules[str(index)]  # type: ignore[return-value]
+
+
+class QKVAttention(nn.Module):
+    n_heads = 1
+
+
+class QKVAttentionLegacy(nn.Module):
+    pass
+
+
+class UNetModel(Numbered):
+    """A state dict as a tree of modules, with the attributes of OpenAI's class of this name."""
+
+    def __init__(self, arguments: Arguments, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        for key, value in state.items():
+            *path, leaf = key.split(".")
+            module: nn.Module = self
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, Numbered())
+                module = module._modules[part]  # type: ignore[assignment]
+            module.register_parameter(leaf, nn.Parameter(value))
+        kept = asdict(arguments)
+        hidden = ("dims", "use_scale_shift_norm", "resblock_updown", "use_new_attention_order")
+        order = QKVAttention if arguments.use_new_attention_order else QKVAttentionLegacy
+        for module in list(self.modules()):
+            if "emb_layers" in module._modules:
+                module.use_scale_shift_norm = arguments.use_scale_shift_norm
+                module.updown = arguments.resblock_updown
+            if "qkv" in module._modules:
+                module.attention = order()
+        for name in set(kept) - set(hidden):
+            setattr(self, name, kept[name])
+
+
+def openai_twin(**arguments: Any) -> tuple[nn.Module, fastddpm.UNet]:
+    values = Arguments(
+        model_channels=32,
+        num_res_blocks=1,
+        attention_resolutions=(2,),
+        channel_mult=(1, 2),
+        image_size=8,
+        **arguments,
+    )
+    config = unet_config(values)
+    torch.manual_seed(2)
+    unet = fastddpm.UNet(config).eval()
+    for parameter in unet.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    state = to_openai(
+        unet.state_dict(), config, use_new_attention_order=values.use_new_attention_order
+    )
+    return UNetModel(values, state), unet
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"use_scale_shift_norm": True, "num_heads": 4, "out_channels": 6},
+        {"resblock_updown": True, "num_head_channels": 16, "use_new_attention_order": True},
+        {"num_heads": 2, "conv_resample": False, "num_classes": 5},
+    ],
+    ids=lambda arguments: ",".join(arguments) or "default",
+)
+@torch.no_grad()
+def test_an_openai_model_is_read_from_its_instance(arguments: dict[str, Any]) -> None:
+    model, unet = openai_twin(**arguments)
+    assert is_openai_model(model)
+    fast = fastddpm.accelerate(model)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
+    labels = torch.tensor([4, 0]) if arguments.get("num_classes") else None
+    assert torch.equal(fast(x, t, y=labels), unet(x, t, labels))
+    assert fast.image_size == 8
+
+
+def test_an_openai_model_that_belies_its_attributes_is_refused() -> None:
+    model, _ = openai_twin()
+    model.num_res_blocks = 2
+    with pytest.raises(ValueError, match=r"this UNetModel(.|\n)*missing"):
+        OpenAIReader(model)
+
+
+# ---- mistakes
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"expected a model \(x, t\) -> output, got int"):
+        fastddpm.accelerate(3)
+    with pytest.raises(ValueError, match="'cuda_graph' cannot run: it needs a CUDA device"):
+        fastddpm.accelerate(foreign(), engine="cuda_graph")
+    skip = foreign(
+        down_block_types=("SkipDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "SkipUpBlock2D"),
+        block_out_channels=(32, 32),
+    )
+    with pytest.raises(ValueError, match="SkipDownBlock2D"):
+        fastddpm.accelerate(skip)

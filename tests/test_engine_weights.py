@@ -1,0 +1,150 @@
+"""Fingerprints of a model's weights: what has changed, and whether it lies elsewhere now."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastddpm.engine import Fingerprint
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+@torch.no_grad()
+def written(m: nn.Sequential) -> None:
+    m[0].bias.mul_(2)
+
+
+def optimized(m: nn.Sequential) -> None:
+    m(torch.randn(4, 2)).sum().backward()
+    torch.optim.SGD(m.parameters(), lr=0.1).step()
+
+
+def loaded(m: nn.Sequential) -> None:
+    m.load_state_dict(model().state_dict())
+
+
+def assigned(m: nn.Sequential) -> None:
+    m.load_state_dict(model().state_dict(), assign=True)
+
+
+def replaced(m: nn.Sequential) -> None:
+    m[0].weight.data = m[0].weight.data.clone()
+
+
+def extended(m: nn.Sequential) -> None:
+    m[0].register_buffer("more", torch.zeros(1))
+
+
+def shortened(m: nn.Sequential) -> None:
+    m[0].bias = None
+
+
+def buffer_written(m: nn.Sequential) -> None:
+    m[1].running_mean.add_(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "changed", "moved"),
+    [
+        (lambda m: None, None, None),
+        # torch writes the running mean without counting; the batches are counted beside it.
+        (lambda m: m(torch.ones(4, 2)), "1.num_batches_tracked", None),
+        (lambda m: m.eval()(torch.ones(4, 2)), None, None),
+        (written, "0.bias", None),
+        (optimized, "0.weight", None),
+        (loaded, "0.weight", None),
+        (buffer_written, "1.running_mean", None),
+        (assigned, "0.weight", "0.weight"),
+        (replaced, "0.weight", "0.weight"),
+        (lambda m: m.double(), "0.weight", "0.weight"),
+        (lambda m: m.to("meta"), "0.weight", "0.weight"),
+        (extended, "0.more", "0.more"),
+        (shortened, "0.bias", "0.bias"),
+    ],
+)
+def test_changes(
+    change: Callable[[nn.Sequential], Any], changed: str | None, moved: str | None
+) -> None:
+    m = model()
+    fingerprint = Fingerprint.of(m)
+    change(m)
+    assert (fingerprint.changed(), fingerprint.moved()) == (changed, moved)
+    again = Fingerprint.of(m)
+    assert (again.changed(), again.moved()) == (None, None)
+
+
+def test_an_address_cannot_come_back_with_other_weights() -> None:
+    """The allocator likes to give the same memory again."""
+    m = nn.Linear(64, 64)
+    fingerprint = Fingerprint.of(m)
+    for _ in range(20):
+        m.weight = None
+        m.weight = nn.Parameter(torch.zeros(64, 64))
+        assert fingerprint.moved() == "weight"
+
+
+def test_weights_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        m = nn.Linear(2, 2)
+    fingerprint = Fingerprint.of(m)
+    assert fingerprint.changed() is None
+    m.weight = nn.Parameter(torch.zeros(2, 2))
+    assert fingerprint.moved() == "weight"
+
+
+NET = nn.Linear(2, 2)
+
+
+def calls_a_global(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    y: torch.Tensor = NET(x)
+    return y
+
+
+class Wrapper:
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.scale = torch.ones(1)
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> Any:
+        return self.net(x) * self.scale
+
+    def method(self, x: torch.Tensor, t: torch.Tensor) -> Any:
+        return self(x, t)
+
+
+def closing_over(net: nn.Module) -> Callable[..., Any]:
+    return lambda x, t: net(x)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Wrapper,
+        closing_over,
+        lambda net: Wrapper(net).method,
+        lambda net: functools.partial(closing_over(net), t=0),
+        lambda net: functools.partial(lambda net, x, t: net(x), net),
+        lambda net: lambda x, t: Wrapper(net)(x, t),
+        lambda net: Wrapper(closing_over(Wrapper(net))),  # type: ignore[arg-type]
+        lambda net: calls_a_global,
+    ],
+)
+@torch.no_grad()
+def test_the_weights_that_a_callable_holds(wrap: Callable[[nn.Module], Any]) -> None:
+    fingerprint = Fingerprint.of(wrap(NET))
+    assert fingerprint.changed() is None
+    NET.weight.add_(1)
+    assert str(fingerprint.changed()).endswith("weight")
+
+
+def test_a_callable_without_weights() -> None:
+    assert Fingerprint.of(lambda x, t: x + t).changed() is None
+    assert Fingerprint.of(torch.relu).changed() is None
