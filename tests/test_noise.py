@@ -194,6 +194,16 @@ def test_a_step_for_each_sample() -> None:
         assert torch.equal(together[k], alone[0])
 
 
+@pytest.mark.parametrize("seed", [0, 2**32 + 5, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_seed_may_be_a_tensor(seed: int) -> None:
+    """Its 64 bits are those of the number, whose upper half a sign would fill."""
+    held = noise.seed_tensor(seed)
+    rest = (torch.tensor([0, 2**40]), 7, (2, 3), Purpose.REVERSE)
+    assert torch.equal(normal(held, *rest), normal(seed, *rest))
+    drawn = timesteps_draw(held, torch.arange(9), 0, 1000)
+    assert torch.equal(drawn, timesteps_draw(seed, torch.arange(9), 0, 1000))
+
+
 def test_empty() -> None:
     none = torch.arange(0)
     assert normal(0, none, 1, (3, 2, 2), Purpose.REVERSE).shape == (0, 3, 2, 2)
@@ -217,6 +227,8 @@ def test_timesteps_are_uniform(num_timesteps: int) -> None:
         ({"seed": 2**64}, "seed: expected 0 to 2"),
         ({"seed": 1.5}, "seed: expected an integer, got 1.5"),
         ({"seed": None}, "seed: expected an integer, got None"),
+        ({"seed": torch.tensor([1.0])}, r"seed: expected int64 \[1\], got torch.float32 \[1\]"),
+        ({"seed": torch.tensor(1)}, r"seed: expected int64 \[1\], got torch.int64 \[\]"),
         ({"step": 1.5}, "step: expected an integer, got 1.5"),
         ({"step": -1}, "step: expected 0 to 16777215, got -1"),
         ({"step": 2**24}, "step: expected 0 to 16777215, got 16777216"),

@@ -9,8 +9,6 @@ import torch
 from op_backends import CPU, REFERENCE, TRITON, default_dtype, same_bits
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, noise, ops
-from fastddpm.kernels.ancestral_step import triton_kernel as ancestral_kernel
-from fastddpm.kernels.q_sample import triton_kernel as q_sample_kernel
 from fastddpm.kernels.q_sample.cases import CASES, Case
 from fastddpm.noise import Purpose
 
@@ -110,5 +108,9 @@ def test_opcheck(backend: str) -> None:
 
 
 def test_the_kernels_draw_for_their_purposes() -> None:
+    pytest.importorskip("triton")
+    from fastddpm.kernels.ancestral_step import triton_kernel as ancestral_kernel
+    from fastddpm.kernels.q_sample import triton_kernel as q_sample_kernel
+
     assert q_sample_kernel.FORWARD.value == Purpose.FORWARD
     assert ancestral_kernel.REVERSE.value == Purpose.REVERSE

@@ -173,6 +173,21 @@ def test_warps_exchange_through_global_memory_between_barriers() -> None:
     faults(body.format(barrier="", access=write), "writes what another warp", **out)
 
 
+def test_who_reads_together_with_others_may_not_write() -> None:
+    body = """
+        ld.global.b32 %r3, [%rd0];
+        {barrier}
+        setp.eq.b32 %p1, {mine}, 1;
+        @%p1 st.global.b32 [%rd0], %r3;
+    """
+    x = {"x": torch.zeros(1)}
+    arguments = {"tensors": x, "writes": ["x"], "in_place": ["x"], "block": 64}
+    body = "shr.u32 %r2, %r0, 5;" + body
+    run_ptx(body.format(mine="%r2", barrier=BARRIER), **arguments)
+    faults(body.format(mine="%r2", barrier=""), "another warp reads", **arguments)
+    faults(body.format(mine="%r1", barrier=BARRIER), "another program reads", grid=2, **arguments)
+
+
 def test_copies_may_store_the_same_value_but_not_two() -> None:
     body = "mov.b32 %r3, 7; st.global.b32 [%rd0], {}; st.global.b32 [%rd0], %r3;"
     out = {"tensors": {"out": torch.empty(1)}, "writes": ["out"], "block": 64}

@@ -45,6 +45,15 @@ def rounded(exact: Fraction, kind: str) -> float:
     return math.copysign(math.inf, result) if abs(result) > LARGEST[kind] else float(result)
 
 
+def bits_of(number: float, kind: str) -> int:
+    """The bits of a number that the type holds exactly."""
+    if kind == "f32":
+        return int(np.float32(number).view(np.uint32))
+    if kind == "bf16":
+        return bits_of(number, "f32") >> 16
+    return int(np.float16(number).view(np.uint16))
+
+
 def numbers(kind: str, seed: int) -> np.ndarray:
     """Bits of finite numbers of a type: half of them of ordinary size, half anything."""
     size = 32 if kind == "f32" else 16
@@ -96,13 +105,14 @@ def test_floating_point_rounds_once(opcode: str, kind: str) -> None:
 
 
 def test_fma_where_rounding_twice_goes_wrong() -> None:
-    # a b + c lies just above the middle of two float32, by less than float64 can hold.
-    half_unit = np.float32(1).view(np.uint32)
-    a = np.full(LANES, np.float32(1 + 2.0**-12).view(np.uint32))
-    b = np.full(LANES, np.float32(2.0**-24 * (1 - 2.0**-12 + 2.0**-24)).view(np.uint32))
-    c = np.full(LANES, half_unit)
-    bits = apply("fma.rn.f32 {d}, {0}, {1}, {2}", [32] * 4, a, b, c)
-    check_floats(bits, "f32", FLOATS["fma"], a, b, c)
+    # a b lies in the middle of two numbers of the type, and c is too small for the wider type.
+    for kind, a, b in (("f32", 4097, 4097), ("bf16", 15, 19), ("f16", 63, 33)):
+        size = 32 if kind == "f32" else 16
+        given = [
+            np.full(LANES, bits_of(x, kind)) for x in (a, b, 2.0 ** (-70 if size == 32 else -24))
+        ]
+        bits = apply(f"fma.rn.{kind} {{d}}, {{0}}, {{1}}, {{2}}", [size] * 4, *given)
+        check_floats(bits, kind, FLOATS["fma"], *given)
 
 
 @pytest.mark.parametrize("packed", ["f32x2", "f16x2", "bf16x2"])

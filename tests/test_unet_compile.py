@@ -12,16 +12,18 @@ from unet_networks import VARIANTS, conditions, images, network
 from fastddpm import from_pretrained, ops
 from fastddpm.unet import PackedUNet, UNet
 
-BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-NETWORKS: dict[str, Callable[[], UNet]] = {
-    "built_in": lambda: from_pretrained("mnist")[0].eval(),
-    **{
-        name: lambda name=name: network(**VARIANTS[name])  # type: ignore[misc]
-        for name in ("ho", "openai", "conditional")
-    },
-}
-# On the GPU kernels, which the tests interpret: slow, so not the built-in network.
-INTERPRETED = ("ho", "openai", "conditional")
+NETWORKS = ("built_in", "ho", "openai", "conditional")
+
+
+def made(name: str) -> UNet:
+    return from_pretrained("mnist")[0].eval() if name == "built_in" else network(**VARIANTS[name])
+
+
+def with_inductor(*names: str) -> pytest.MarkDecorator:
+    """Every network through Dynamo and AOTAutograd, these through Inductor too, which is slow."""
+    slow = [pytest.param(name, "inductor", marks=pytest.mark.slow) for name in names]
+    cases = [(name, "aot_eager") for name in NETWORKS]
+    return pytest.mark.parametrize(("name", "backend"), [*cases, *slow])
 
 
 @pytest.fixture(autouse=True)
@@ -38,26 +40,20 @@ def batch(unet: UNet) -> tuple[Tensor, Tensor, Tensor | None]:
     return x, t, labels
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NETWORKS)
+@with_inductor("openai", "conditional")
 @torch.no_grad()
 def test_forward_is_one_graph(name: str, backend: str) -> None:
-    unet = NETWORKS[name]()
+    unet = made(name)
     x, t, labels = batch(unet)
     compiled = torch.compile(unet, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(x, t, labels), unet(x, t, labels), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    ("name", "channels_last"),
-    [("built_in", False), ("ho", True), ("openai", False), ("conditional", True)],
-)
+@with_inductor("built_in", "ho")
 @torch.no_grad()
-def test_denoise_of_the_packed_copy_is_one_graph(
-    name: str, backend: str, channels_last: bool
-) -> None:
-    unet = NETWORKS[name]()
+def test_denoise_of_the_packed_copy_is_one_graph(name: str, backend: str) -> None:
+    channels_last = name in ("ho", "conditional")
+    unet = made(name)
     x, t, labels = batch(unet)
     packed = PackedUNet(unet, "cpu", torch.float32, channels_last=channels_last)
     compiled = torch.compile(packed.denoise, fullgraph=True, backend=backend)
@@ -65,8 +61,15 @@ def test_denoise_of_the_packed_copy_is_one_graph(
     torch.testing.assert_close(actual, unet(x, t, labels), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", INTERPRETED)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("ho", "aot_eager"),
+        ("openai", "aot_eager"),
+        ("conditional", "aot_eager"),
+        pytest.param("ho", "inductor", marks=pytest.mark.slow),
+    ],
+)
 @torch.no_grad()
 def test_registered_ops_stay_whole_in_the_graph(name: str, backend: str) -> None:
     unet = network(**VARIANTS[name])

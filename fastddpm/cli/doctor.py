@@ -6,12 +6,15 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
 
 from fastddpm import ops
 from fastddpm.checkpoint import from_pretrained
+from fastddpm.cli import selfcheck
 from fastddpm.noise import Purpose, philox4x32
 
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "diffusers", "tensorboard", "scipy")
@@ -37,11 +40,28 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor() -> None:
+def doctor(
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--selfcheck",
+            help="Also run every kernel and engine of this machine against the reference, for up "
+            "to a minute: the largest differences, their bounds, hashes of the bit-exact parts.",
+        ),
+    ] = False,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="With --selfcheck: also write the findings here."
+        ),
+    ] = None,
+) -> None:
     """Report versions, kernels, devices and the built-in model, and check the noise generator.
 
     Exit code 1 if something is broken; a missing optional part is only reported.
     """
+    if json_file is not None and not compare:
+        raise typer.BadParameter("it holds the findings of --selfcheck", param_hint="--json")
     checks: list[Callable[[], Finding]] = [
         _python,
         *(lambda name=name: _package(name) for name in PACKAGES),
@@ -56,7 +76,10 @@ def doctor() -> None:
     for finding in findings:
         mark = "" if finding.ok else "BROKEN: "
         typer.echo(f"{finding.what:<{width}}  {mark}{finding.says}")
-    if not all(finding.ok for finding in findings):
+    sound = all(finding.ok for finding in findings)
+    if compare:
+        sound = selfcheck.report(json_file) and sound
+    if not sound:
         raise typer.Exit(1)
 
 

@@ -7,6 +7,7 @@ from fastddpm.ops.library import cpu_library_status
 from fastddpm.ops.normal import normal
 from fastddpm.ops.q_sample import q_sample
 from fastddpm.ops.residual_sum import resampled_sum, residual_sum
+from fastddpm.ops.table_row import table_row
 
 __all__ = [
     "Draw",
@@ -18,5 +19,6 @@ __all__ = [
     "q_sample",
     "resampled_sum",
     "residual_sum",
+    "table_row",
     "using",
 ]

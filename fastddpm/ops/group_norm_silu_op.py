@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.kernels.group_norm_silu import reference
-from fastddpm.kernels.residual_sum.reference import per_channel, residual_sum
+from fastddpm.kernels.residual_sum.reference import residual_sum
 from fastddpm.ops.backends import choose_backend, triton_unsupported
 from fastddpm.ops.layout import empty_as, laid_out_as
 from fastddpm.ops.registry import register, register_derivative
@@ -57,7 +57,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(y, total, mean, rstd); total has no elements unless it is kept."""
     parts = {"row": row, "residual": residual, "skip": skip, "scale": scale, "shift": shift}
-    reasons = {"triton": unsupported(x, weight, bias, num_groups, **parts)}
+    reasons = {"triton": unsupported(x, weight=weight, bias=bias, **parts)}
     if choose_backend("group_norm_silu", backend, x.device, reasons) == "triton":
         from fastddpm.kernels.group_norm_silu import triton_kernel
 
@@ -92,16 +92,14 @@ def _fake_forward(
     return _empty_results(x, num_groups, skip, keep_total)
 
 
-def unsupported(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, **parts: Tensor | None
-) -> list[str]:
-    """Why the Triton kernels cannot run this call; empty if they can."""
-    reasons = triton_unsupported({"x": x, "weight": weight, "bias": bias, **parts})
+def unsupported(x: Tensor, **others: Tensor | None) -> list[str]:
+    """Why the Triton kernels cannot run on x and the other arguments; empty if they can."""
+    reasons = triton_unsupported({"x": x, **others})
     if reasons:
         return reasons
     from fastddpm.kernels.group_norm_silu import triton_kernel
 
-    found: list[str] = triton_kernel.unsupported(x, weight, bias, num_groups, **parts)
+    found: list[str] = triton_kernel.unsupported(x, **others)
     return found
 
 
@@ -138,9 +136,12 @@ def _backward(
     needs_row: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The derivative for total = x + row, and Σ dz, Σ dz·xhat and, for the row, Σ dx: [3, B, C]."""
+    """dx for total = x + row, and Σ dz, Σ dz·xhat and, if the row needs it, Σ dx: [2 or 3, B, C].
+
+    Σ dx is that of the dx written: needs_row asks for needs_dx.
+    """
     rows = {"row": row, "scale": scale, "shift": shift}
-    reasons = {"triton": unsupported(x, weight, bias, mean.shape[1], **rows)}
+    reasons = {"triton": unsupported(x, weight=weight, bias=bias, **rows)}
     if choose_backend("group_norm_silu", backend, x.device, reasons) == "triton":
         from fastddpm.kernels.group_norm_silu import triton_backward
 
@@ -225,7 +226,7 @@ def _derivative(
     dz, dz_xhat = sums[0], sums[1]  # [B, C]
     factor = 1 if scale is None else 1 + scale.to(sums.dtype)
     own = slice(ctx.own_channels)
-    d_row = sums[2, :, own] if needs_row else None
+    d_row = sums[-1, :, own]  # if needs_row
     gradients = {
         0: lambda: d[:, own],
         1: lambda: (factor * dz_xhat).sum(0).to(weight.dtype),

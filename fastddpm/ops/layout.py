@@ -1,4 +1,4 @@
-"""The memory layout of an op's results: channels_last if its first argument has it, else contiguous.
+"""The memory layout of an op's results: channels_last if its first argument is, else contiguous.
 
 The fake implementations and the real ones follow this one rule, whichever backend runs, so that a
 compiled graph knows the strides it will get.

@@ -96,7 +96,7 @@ def unsupported(x: Tensor, row: Tensor | None, residual: Tensor | None) -> list[
         return reasons
     from fastddpm.kernels.residual_sum import triton_kernel
 
-    found: list[str] = triton_kernel.unsupported(x, row, residual)
+    found: list[str] = triton_kernel.unsupported(x, row=row, residual=residual)
     return found
 
 
@@ -109,9 +109,7 @@ def _check(x: Tensor, row: Tensor | None, residual: Tensor | None) -> None:
         raise ValueError(f"x must be [B, C, *spatial], got {list(x.shape)}")
     rows = (tuple(x.shape[:2]), tuple(x.shape[1:2]))
     if row is not None and tuple(row.shape) not in rows:
-        raise ValueError(
-            f"row must be {list(rows[0])} or {list(rows[1])}, got {list(row.shape)}"
-        )
+        raise ValueError(f"row must be {list(rows[0])} or {list(rows[1])}, got {list(row.shape)}")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual must be {list(x.shape)}, got {list(residual.shape)}")
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from fastddpm import ops
 from fastddpm.engine import Fingerprint
 from fastddpm.unet import PackedUNet, UNet
 
@@ -156,7 +157,7 @@ class PackedNetwork:
     def at_step(self, x: Tensor, i: Tensor, labels: Tensor | None) -> Tensor:
         if self._rows is None:
             return self(x, self._timesteps.index_select(0, i).expand(x.shape[0]), labels)
-        rows = self._rows.index_select(0, i).expand(x.shape[0], -1)
+        rows = ops.table_row(self._rows, i).expand(x.shape[0], -1)
         # Only a network with Fourier features reads t besides; for others a launch is saved.
         t = self._timesteps.index_select(0, i) if self._reads_t else self._timesteps[:1]
         return _native(self._packed.denoise(x, rows, t))

@@ -5,7 +5,7 @@ PyTorch on the CPU. `fastddpm doctor --selfcheck` prints what is found; the GPU 
 before they measure.
 """
 
-from fastddpm.selfcheck.checks import all_checks
+from fastddpm.selfcheck.checks import all_checks, reference_hashes
 from fastddpm.selfcheck.outcome import Check, Outcome, run
 
-__all__ = ["Check", "Outcome", "all_checks", "run"]
+__all__ = ["Check", "Outcome", "all_checks", "reference_hashes", "run"]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
 
-from fastddpm import engine as engines
+from fastddpm.engine import select
 from fastddpm.engine.selection import unsupported
 from fastddpm.ops.backends import interpreting
 from fastddpm.ops.library import cpu_library
-from fastddpm.selfcheck import engines as chains
-from fastddpm.selfcheck import exact, norms
+from fastddpm.selfcheck import engines, exact, norms
 from fastddpm.selfcheck.outcome import Check, Outcome, not_run
 
-# What the engines run on a CPU; on a GPU it is the whole chain of the built-in model.
-CPU_CHAINS = {"auto": ("mnist", 40), "compile": ("small", 100)}
-EXACT = {
+# What the engines run: the model, so many of its steps (None: all), and with which batch sizes.
+CPU_CHAINS = {"auto": ("mnist", 40, (3, 2)), "compile": ("small", 100, (3,))}
+GPU_CHAINS = {"compile": ("mnist", None, (3,)), "cuda_graph": ("mnist", None, (3, 2))}
+Compare = Callable[[str, torch.device], Outcome]
+EXACT: dict[str, Compare] = {
     "normal": exact.normal,
     "ancestral_step": exact.ancestral_step,
     "ancestral_step with learned variances": exact.learned_step,
@@ -24,65 +26,69 @@ EXACT = {
 }
 
 
-def all_checks(device: torch.device) -> list[Check]:
-    """Every check of every kernel and engine, those that cannot run on ``device`` among them."""
-    return [*kernel_checks(device), *engine_checks(device)]
+def all_checks(device: torch.device, *, quick: bool = False) -> list[Check]:
+    """Every check of every kernel and engine; those that cannot run here say why.
+
+    device: where the Triton kernels and the engines run; the C++ kernels run on the CPU.
+    quick: leave out the engines in half precision, which compile the model anew.
+    """
+    return [*kernel_checks(device), *engine_checks(device, quick=quick)]
+
+
+def reference_hashes() -> dict[str, str]:
+    """SHA-256 of what the reference gives on the CPU for every bit-exact kernel, by its name."""
+    outcomes = {
+        name: kernel("reference", torch.device("cpu"))
+        for name, kernel in EXACT.items()
+        if kernel is not exact.learned_step
+    }
+    return {name: outcome.sha256 or "" for name, outcome in outcomes.items()}
 
 
 def kernel_checks(device: torch.device) -> list[Check]:
     """Each kernel against its reference, on every case of its cases.py."""
-    return [*_backend("cpu", device), *_backend("triton", device)]
+    library = cpu_library()
+    no_library = library.reason if library.handle is None else None
+    on_gpu = device.type == "cuda" or interpreting()
+    no_gpu = None if on_gpu else "it needs a CUDA device"
+    return [
+        *_backend("cpu", torch.device("cpu"), EXACT, no_library),
+        *_backend("triton", device, EXACT | norms.KERNELS, no_gpu),
+    ]
 
 
-def engine_checks(device: torch.device) -> list[Check]:
+def engine_checks(device: torch.device, *, quick: bool = False) -> list[Check]:
     """Each engine against the reference engine."""
-    return list(_engines(device))
+    chains_here = GPU_CHAINS if device.type == "cuda" else CPU_CHAINS
+    found = []
+    for engine in ("auto", "compile", "cuda_graph", "cpu"):
+        name, why = f"engine {engine}", unsupported(engine, device)
+        if why is None and engine not in chains_here:
+            why = f"here it is engine {select(engine, device).name}"
+        if why is not None:
+            found.append(not_run(name, why))
+            continue
+        found += [
+            Check(name, functools.partial(engines.chain, engine, device, *chains_here[engine])),
+            Check(f"batch splits, {name}", functools.partial(engines.splitting, engine, device)),
+        ]
+        if device.type == "cuda" and not quick:
+            found += _half_precision(engine, device)
+    return found
 
 
-def backend_missing(backend: str, device: torch.device) -> str | None:
-    """Why a backend's kernels cannot run on the device, or None if they can."""
-    if backend == "cpu":
-        if device.type != "cpu":
-            return "its kernels run on a CPU"
-        return cpu_library().reason if cpu_library().handle is None else None
-    if device.type == "cuda" or interpreting():
-        return None
-    return "its kernels need a CUDA device"
-
-
-def _backend(backend: str, device: torch.device) -> Iterator[Check]:
-    kernels: dict[str, Callable[[str, torch.device], Outcome]] = dict(EXACT)
-    if backend == "triton":
-        kernels |= norms.KERNELS
-    why = backend_missing(backend, device)
+def _backend(
+    backend: str, device: torch.device, kernels: dict[str, Compare], missing: str | None
+) -> Iterator[Check]:
     for kernel, compare in kernels.items():
         name = f"{kernel}, {backend}"
-        if why is not None:
-            yield not_run(name, why)
+        if missing is not None:
+            yield not_run(name, missing)
         else:
-            yield Check(name, lambda compare=compare: compare(backend, device))  # type: ignore[misc]
-
-
-def _engines(device: torch.device) -> Iterator[Check]:
-    for engine in engines.ENGINES:
-        if engine == "reference":
-            continue
-        name, why = f"engine {engine}", unsupported(engine, device)
-        if why is not None:
-            yield not_run(name, why)
-            continue
-        of = ("mnist", None) if device.type == "cuda" else CPU_CHAINS[engine]
-        yield Check(name, lambda e=engine, of=of: chains.chain(e, device, *of))  # type: ignore[misc]
-        split = f"batch splits, engine {engine}"
-        yield Check(split, lambda e=engine: chains.splitting(e, device))  # type: ignore[misc]
-        if device.type == "cuda":
-            yield from _half_precision(engine, device)
+            yield Check(name, functools.partial(compare, backend, device))
 
 
 def _half_precision(engine: str, device: torch.device) -> Iterator[Check]:
     for dtype in (torch.bfloat16, torch.float16):
         name = f"engine {engine} in {str(dtype).removeprefix('torch.')}"
-        yield Check(
-            name,
-            lambda d=dtype: chains.half_precision_chain(engine, device, d),  # type: ignore[misc]
-        )
+        yield Check(name, functools.partial(engines.half_precision_chain, engine, device, dtype))

@@ -35,17 +35,19 @@ SMALL = UNetConfig(
 MODELS = ("mnist", "small")
 
 
-def chain(engine: str, device: torch.device, model: str, steps: int | None) -> Outcome:
-    """The engine's images in float32, in one batch and in two, against the reference engine's.
+def chain(
+    engine: str, device: torch.device, model: str, steps: int | None, batches: tuple[int, ...]
+) -> Outcome:
+    """The engine's images in float32 against the reference engine's.
 
-    model: one of MODELS. steps: how many of its chain's; None: all.
+    model: one of MODELS. steps: how many of its chain's; None: all. batches: sizes to run with,
+    each of them prepared anew.
     """
     errors = Errors()
     expected = reference_images(device, model, steps)
-    for split in (None, 2):
-        images = sampled(engine, device, model, steps, batch_size=split)
-        case = "one batch" if split is None else "two batches"
-        errors.add(case, largest_difference(images, expected), BOUND)
+    for size in batches:
+        images = sampled(engine, device, model, steps, batch_size=size)
+        errors.add(f"batches of {size}", largest_difference(images, expected), BOUND)
     of_chain = "the whole chain" if steps is None else f"{steps} steps"
     return errors.outcome(f"engine {engine}", f"{of_chain} of the {model} model")
 

@@ -77,8 +77,11 @@ def q_sample(backend: str, device: torch.device) -> Outcome:
         steps = 7 * torch.arange(batch) + 1 if case.step_each else torch.tensor([999])
         x_0, t = drawn(1, case.shape), (3 * torch.arange(batch)) % len(table)
         z = noise.normal(case.seed, indices, steps, case.shape[1:], Purpose.FORWARD)
-        given = (x_0, t, table, noise.seed_tensor(case.seed), indices, steps)
-        x_t, used = ops.q_sample(*(tensor.to(device) for tensor in given), backend=backend)
+        x_t, used = ops.q_sample(
+            *(x_0.to(device), t.to(device), table.to(device)),
+            *(noise.seed_tensor(case.seed, device), indices.to(device), steps.to(device)),
+            backend=backend,
+        )
         bits.add(f"{case.name} x_t", x_t, q_reference.q_sample(x_0, t, table, z))
         bits.add(f"{case.name} noise", used, z)
     return bits.outcome(f"q_sample, {backend}")

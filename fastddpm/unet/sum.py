@@ -57,7 +57,6 @@ class Sum:
         the total afterwards; it is then known.
         """
         act = None if act_fn is None else ACTIVATIONS[act_fn]
-        self.total()
         y, total = ops.group_norm_silu(
             *(self.value, norm.weight, norm.bias, norm.num_groups, norm.eps),
             row=self.row,

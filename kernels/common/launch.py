@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -40,12 +43,15 @@ class Launch:
         return str(self.kernel.__name__)
 
     def run(self) -> None:
-        """Launch it on the current device's current stream; an empty grid launches nothing."""
+        """Launch it on the current stream of its tensors' device; no program, no launch."""
         if 0 in self.grid:
             return
-        self.kernel[self.grid](
-            **self.arguments,
-            **self.constants,
-            num_warps=self.num_warps,
-            enable_fp_fusion=not self.exact,
-        )
+        tensor = next(value for value in self.arguments.values() if isinstance(value, Tensor))
+        # Triton launches on the current device, which need not be the tensors' own.
+        with torch.cuda.device_of(tensor):  # type: ignore[no-untyped-call]
+            self.kernel[self.grid](
+                **self.arguments,
+                **self.constants,
+                num_warps=self.num_warps,
+                enable_fp_fusion=not self.exact,
+            )

@@ -6,9 +6,10 @@ CHANNELS * SPAN columns, channels outermost, whether it lies in memory as [CHANN
 channels last, as [PIXELS, CHANNELS].
 
 In both layouts a row's elements are runs of consecutive ones (a run a channel, or one run), moved
-in tiles [ROWS, WIDTH] of up to 128 bits a thread. A tile is taken apart into columns, and put
-together, by reshape, permute, split and join, all inside one thread: separating the channels of a
-channels-last image is a naming of registers and moves no data.
+in tiles [ROWS, WIDTH] of up to 128 bits a thread: WIDTH is the largest power of two that divides
+the run and fits. A tile is taken apart into columns, and put together, by reshape, permute, split
+and join, all inside one thread: separating the channels of a channels-last image is a naming of
+registers and moves no data.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def store_image(
 @triton.jit
 def load_run(pointer, offsets, inside, COUNT: tl.constexpr):
     """The COUNT elements from each of offsets [ROWS] on, a tuple of columns."""
-    WIDTH: tl.constexpr = tile_width(COUNT, pointer.dtype.element_ty.primitive_bitwidth)
+    MOST: tl.constexpr = 128 // pointer.dtype.element_ty.primitive_bitwidth
+    WIDTH: tl.constexpr = MOST if COUNT % MOST == 0 else COUNT & -COUNT
     columns = ()
     for first in tl.static_range(0, COUNT, WIDTH):
         at = offsets[:, None] + first + tl.arange(0, WIDTH)[None, :]
@@ -77,7 +79,8 @@ def load_run(pointer, offsets, inside, COUNT: tl.constexpr):
 @triton.jit
 def store_run(pointer, columns, BEGIN: tl.constexpr, offsets, inside, COUNT: tl.constexpr):
     """Store columns BEGIN, ..., BEGIN + COUNT - 1 from each of offsets [ROWS] on."""
-    WIDTH: tl.constexpr = tile_width(COUNT, pointer.dtype.element_ty.primitive_bitwidth)
+    MOST: tl.constexpr = 128 // pointer.dtype.element_ty.primitive_bitwidth
+    WIDTH: tl.constexpr = MOST if COUNT % MOST == 0 else COUNT & -COUNT
     for first in tl.static_range(0, COUNT, WIDTH):
         at = offsets[:, None] + first + tl.arange(0, WIDTH)[None, :]
         tile = tile_of(columns, BEGIN + first, WIDTH).to(pointer.dtype.element_ty)
@@ -86,29 +89,35 @@ def store_run(pointer, columns, BEGIN: tl.constexpr, offsets, inside, COUNT: tl.
 
 @triton.jit
 def columns_of(tile, WIDTH: tl.constexpr):
-    """The WIDTH columns of a tile [ROWS, WIDTH], WIDTH a power of two."""
-    if WIDTH == 1:
-        return (tl.reshape(tile, (tile.shape[0],)),)
-    else:
-        halves = tl.permute(tl.reshape(tile, (tile.shape[0], 2, WIDTH // 2)), (0, 2, 1))
-        left, right = tl.split(halves)
-        return columns_of(left, WIDTH // 2) + columns_of(right, WIDTH // 2)
+    """The WIDTH columns of a tile [ROWS, WIDTH], WIDTH 1, 2, 4 or 8: halved until they are one."""
+    LEVELS: tl.constexpr = (WIDTH >= 2) + (WIDTH >= 4) + (WIDTH >= 8)
+    ROWS: tl.constexpr = tile.shape[0]
+    parts = (tile,)
+    for level in tl.static_range(LEVELS):
+        halves = ()
+        for k in tl.static_range(1 << level):
+            pairs = tl.reshape(parts[k], (ROWS, 2, WIDTH >> (level + 1)))
+            left, right = tl.split(tl.permute(pairs, (0, 2, 1)))
+            halves += (left, right)
+        parts = halves
+    columns = ()
+    for k in tl.static_range(WIDTH):
+        columns += (tl.reshape(parts[k], (ROWS,)),)
+    return columns
 
 
 @triton.jit
 def tile_of(columns, BEGIN: tl.constexpr, WIDTH: tl.constexpr):
     """The tile [ROWS, WIDTH] of the columns from BEGIN on: the inverse of columns_of."""
-    if WIDTH == 1:
-        return tl.reshape(columns[BEGIN], (columns[BEGIN].shape[0], 1))
-    else:
-        left = tile_of(columns, BEGIN, WIDTH // 2)
-        right = tile_of(columns, BEGIN + WIDTH // 2, WIDTH // 2)
-        halves = tl.permute(tl.join(left, right), (0, 2, 1))
-        return tl.reshape(halves, (left.shape[0], WIDTH))
-
-
-@triton.jit
-def tile_width(COUNT: tl.constexpr, BITS: tl.constexpr):
-    """The widest tile: a power of two that divides COUNT, of at most 128 bits."""
-    DIVISOR: tl.constexpr = COUNT & -COUNT
-    return DIVISOR if DIVISOR * BITS < 128 else 128 // BITS
+    LEVELS: tl.constexpr = (WIDTH >= 2) + (WIDTH >= 4) + (WIDTH >= 8)
+    ROWS: tl.constexpr = columns[BEGIN].shape[0]
+    parts = ()
+    for k in tl.static_range(WIDTH):
+        parts += (tl.reshape(columns[BEGIN + k], (ROWS, 1)),)
+    for level in tl.static_range(LEVELS):
+        wholes = ()
+        for k in tl.static_range(WIDTH >> (level + 1)):
+            pairs = tl.permute(tl.join(parts[2 * k], parts[2 * k + 1]), (0, 2, 1))
+            wholes += (tl.reshape(pairs, (ROWS, 2 << level)),)
+        parts = wholes
+    return parts[0]

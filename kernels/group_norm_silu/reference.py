@@ -83,10 +83,13 @@ def group_norm_silu_backward(
     per_group = (batch, groups, -1)
     wide = torch.promote_types(total.dtype, torch.float32)
 
-    def spread(values: Tensor) -> Tensor:
-        return per_channel(values.to(wide), total.to(wide))
+    total_wide = total.to(wide)
 
-    h = total.to(wide).reshape(per_group)
+    def spread(values: Tensor) -> Tensor:
+        spread_values: Tensor = per_channel(values, total_wide)
+        return spread_values
+
+    h = total_wide.reshape(per_group)
     xhat = ((h - mean[..., None]) * rstd[..., None]).reshape(total.shape)
     factor = spread(weight) if scale is None else spread(weight) * (1 + spread(scale))
     offset = spread(bias) if scale is None else spread(bias) * (1 + spread(scale))

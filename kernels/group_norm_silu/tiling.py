@@ -1,4 +1,4 @@
-"""Which tile a program of the GroupNorm kernels holds in its registers.
+"""Which tile a program of the GroupNorm kernels holds in its registers, and launches over it.
 
 A tile is [positions, channels] of one sample, both powers of two, its channels a block of whole
 groups. It depends on the shape of one sample alone, never on the batch: so does the order of the
@@ -10,13 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# 64 float32 values a thread leave room for addresses in the 128 registers that let 16 warps run.
-ELEMENTS_A_THREAD = 64
+from fastddpm.kernels.common.channels_last import VECTOR_BYTES
+from fastddpm.kernels.common.launch import Launch
+
+# Float32 values that a thread holds, by the size of an element in memory. 64 leave room for the
+# addresses in the 128 registers that let two programs of 8 warps run; wide elements come in twice
+# as many loads, whose registers are those of the values.
+ELEMENTS_A_THREAD = {2: 64, 4: 32}
+MOST_ELEMENTS_A_THREAD = 64
 MOST_WARPS = 16
 # A sector of memory is 32 bytes, 16 half-precision channels: narrower blocks waste bandwidth.
 LEAST_CHANNELS = 16
 MOST_CHANNELS = 64
-VECTOR_BYTES = 16
 # Up to here all positions of a block fit one program: 1024 positions × 16 channels are 8 warps.
 ONE_PASS_POSITIONS = 1024
 SPLIT_ELEMENTS = 16384
@@ -67,17 +72,18 @@ def one_pass_tile(
     if positions > ONE_PASS_POSITIONS:
         return None
     rows = power_of_two(positions)
-    elements = ELEMENTS_A_THREAD // live * 32
+    elements = ELEMENTS_A_THREAD[itemsize] // live * 32
     at_four_warps = 4 * elements // rows
     tile = _tile(rows, at_four_warps, channels, num_groups, itemsize, elements)
-    return None if tile.positions * tile.channels > MOST_WARPS * elements else tile
+    most = MOST_WARPS * 32 * MOST_ELEMENTS_A_THREAD // live
+    return None if tile.positions * tile.channels > most else tile
 
 
 def split_tile(
     positions: int, channels: int, num_groups: int, itemsize: int, live: int = 1
 ) -> tuple[Tile, int, int]:
     """The tile, how many of them a chunk has, and how many chunks a sample has."""
-    elements = ELEMENTS_A_THREAD // live * 32
+    elements = ELEMENTS_A_THREAD[itemsize] // live * 32
     wide = _tile(1, MOST_CHANNELS, channels, num_groups, itemsize, elements)
     rows = max(1, min(SPLIT_ELEMENTS // live // wide.channels, power_of_two(positions)))
     tile = _tile(rows, MOST_CHANNELS, channels, num_groups, itemsize, elements)
@@ -86,9 +92,28 @@ def split_tile(
     return tile, per_chunk, -(-tiles // per_chunk)
 
 
-def in_order(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that the kernel takes, in its own order."""
-    return {name: arguments[name] for name in kernel.arg_names if name in arguments}
+def launch_over(
+    kernel: Any,
+    chunks: int,
+    tile: Tile,
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+    *,
+    writes: tuple[str, ...],
+) -> Launch:
+    """A program for each block of channels of each chunk (of all samples).
+
+    Of the arguments and constants each kernel takes those that it has.
+    """
+    channels = constants["CHANNELS"]
+    return Launch(
+        kernel,
+        (chunks * (channels // tile.block),),
+        {name: arguments[name] for name in kernel.arg_names if name in arguments},
+        {name: constants[name] for name in kernel.arg_names if name in constants},
+        num_warps=tile.warps,
+        writes=tuple(name for name in writes if arguments[name] is not None),
+    )
 
 
 def _tile(

@@ -6,14 +6,15 @@ come from registers. Larger maps go to triton_split.py. Specification: reference
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastddpm.kernels.common import channels_last
+from fastddpm.kernels.common.channels_last import sample_stride
 from fastddpm.kernels.common.launch import Launch
 from fastddpm.kernels.group_norm_silu import triton_split
-from fastddpm.kernels.group_norm_silu.tiling import one_pass_tile
+from fastddpm.kernels.group_norm_silu.tiling import launch_over, one_pass_tile
 from fastddpm.kernels.group_norm_silu.triton_tile import (
     activate,
     block_of,
@@ -24,8 +25,6 @@ from fastddpm.kernels.group_norm_silu.triton_tile import (
     store_tile,
     sum_groups,
 )
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @triton.jit
@@ -48,7 +47,7 @@ def group_norm_silu_one_pass(
     shift_stride,
     POSITIONS: tl.constexpr,
     OWN: tl.constexpr,
-    JOINED: tl.constexpr,
+    CHANNELS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE_P: tl.constexpr,
@@ -58,13 +57,12 @@ def group_norm_silu_one_pass(
     EXACT: tl.constexpr,
     SILU: tl.constexpr,
 ):
-    CHANNELS: tl.constexpr = OWN + JOINED
     sample, _, first, channels, held = block_of(tl.program_id(0), 1, CHANNELS, BLOCK, TILE_C)
     position = tl.arange(0, TILE_P)[:, None]
     mask = (position < POSITIONS) & held[None, :]
     h = load_sum(
         *(x, row, residual, skip, sample, position, channels, held, row_stride),
-        *(POSITIONS, OWN, JOINED, EXACT),
+        *(POSITIONS, OWN, CHANNELS - OWN, EXACT),
     )
     out = sample * (POSITIONS * CHANNELS) + position * CHANNELS + channels[None, :]
     if total is not None:
@@ -118,55 +116,22 @@ def launches(
         **{"x": x, "row": row, "residual": residual, "skip": skip},
         **{"weight": weight, "bias": bias, "scale": scale, "shift": shift},
         **{"y": y, "total": total, "mean": mean, "rstd": rstd, "eps": eps},
-        **{f"{name}_stride": sample_stride(rows) for name, rows in
-           (("row", row), ("scale", scale), ("shift", shift))},
+        **{"row_stride": sample_stride(row), "scale_stride": sample_stride(scale)},
+        "shift_stride": sample_stride(shift),
     }
-    sizes = {"POSITIONS": positions, "OWN": x.shape[1], "JOINED": channels - x.shape[1]}
+    constants = {"POSITIONS": positions, "OWN": x.shape[1], "CHANNELS": channels}
+    constants |= {"GROUP": channels // num_groups, "SILU": silu}
     tile = one_pass_tile(positions, channels, num_groups, x.element_size())
     if tile is None:
-        return triton_split.launches(arguments, sizes, silu=silu)
-    constants = sizes | tile.constants(positions) | {"GROUP": channels // num_groups, "SILU": silu}
-    return [
-        Launch(
-            group_norm_silu_one_pass,
-            (batch * (channels // tile.block),),
-            arguments,
-            constants,
-            num_warps=tile.warps,
-            writes=("y", "total", "mean", "rstd"),
-        )
-    ]
+        split: list[Launch] = triton_split.launches(arguments, constants)
+        return split
+    constants |= tile.constants(positions)
+    writes = ("y", "total", "mean", "rstd")
+    call = (batch, tile, arguments, constants)
+    return [launch_over(group_norm_silu_one_pass, *call, writes=writes)]
 
 
-def sample_stride(rows: Tensor | None) -> int:
-    """Elements from one sample's row to the next; 0 where all samples share one."""
-    return 0 if rows is None or rows.dim() == 1 else rows.stride(0)
-
-
-def unsupported(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, **parts: Tensor | None
-) -> list[str]:
-    """Why the kernels cannot run this call; empty if they can. parts: the optional tensors."""
-    if x.dim() != 4:
-        return [f"x has {x.dim() - 2} spatial dimensions: the kernels take two"]
-    given = {"x": x, "weight": weight, "bias": bias, **parts}
-    tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
-    maps = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 4}
-    reasons = [
-        f"{name} is {tensor.dtype}: expected float32, bfloat16 or float16"
-        for name, tensor in tensors.items()
-        if tensor.dtype not in DTYPES
-    ]
-    for name, tensor in maps.items():
-        if not tensor.is_contiguous(memory_format=torch.channels_last):
-            reasons.append(f"{name} is not channels_last")
-        if tensor.dtype != x.dtype:
-            reasons.append(f"{name} is {tensor.dtype}, x is {x.dtype}")
-        if tensor.data_ptr() % 16:
-            reasons.append(f"{name} does not start at a multiple of 16 bytes")
-    reasons += [
-        f"the channels of {name} are not side by side"
-        for name, tensor in tensors.items()
-        if name not in maps and tensor.shape[-1] > 1 and tensor.stride(-1) != 1
-    ]
+def unsupported(x: Tensor, **others: Tensor | None) -> list[str]:
+    """Why the kernels cannot run on x and the other arguments; empty if they can."""
+    reasons: list[str] = channels_last.unsupported(x, **others)
     return reasons

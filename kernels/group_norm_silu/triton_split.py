@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
 from fastddpm.kernels.common.launch import Launch
-from fastddpm.kernels.group_norm_silu.tiling import in_order, power_of_two, split_tile
+from fastddpm.kernels.group_norm_silu.tiling import launch_over, power_of_two, split_tile
 from fastddpm.kernels.group_norm_silu.triton_tile import (
     activate,
     block_of,
@@ -44,7 +43,7 @@ def group_norm_silu_statistics(
     row_stride,
     POSITIONS: tl.constexpr,
     OWN: tl.constexpr,
-    JOINED: tl.constexpr,
+    CHANNELS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE_P: tl.constexpr,
@@ -55,7 +54,6 @@ def group_norm_silu_statistics(
     TILES: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    CHANNELS: tl.constexpr = OWN + JOINED
     sample, chunk, first, channels, held = block_of(
         tl.program_id(0), CHUNKS, CHANNELS, BLOCK, TILE_C
     )
@@ -69,7 +67,7 @@ def group_norm_silu_statistics(
         mask = (position < POSITIONS) & held[None, :]
         h = load_sum(
             *(x, row, residual, skip, sample, position, channels, held, row_stride),
-            *(POSITIONS, OWN, JOINED, EXACT),
+            *(POSITIONS, OWN, CHANNELS - OWN, EXACT),
         )
         if total is not None:
             out = sample * (POSITIONS * CHANNELS) + position * CHANNELS + channels[None, :]
@@ -113,7 +111,7 @@ def group_norm_silu_apply(
     shift_stride,
     POSITIONS: tl.constexpr,
     OWN: tl.constexpr,
-    JOINED: tl.constexpr,
+    CHANNELS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE_P: tl.constexpr,
@@ -126,7 +124,6 @@ def group_norm_silu_apply(
     TILE_K: tl.constexpr,
     SILU: tl.constexpr,
 ):
-    CHANNELS: tl.constexpr = OWN + JOINED
     sample, chunk, first, channels, held = block_of(
         tl.program_id(0), CHUNKS, CHANNELS, BLOCK, TILE_C
     )
@@ -144,13 +141,15 @@ def group_norm_silu_apply(
     factor *= spread_groups(group_rstd, GROUP, TILE_C)
     offset -= spread_groups(group_mean, GROUP, TILE_C) * factor
     if row is not None:
-        offset += load_row(row, sample, channels, held, row_stride, OWN, JOINED, EXACT) * factor
+        offset += (
+            load_row(row, sample, channels, held, row_stride, OWN, CHANNELS - OWN, EXACT) * factor
+        )
     for tile in range(TILES):
         position = (chunk * TILES + tile) * TILE_P + tl.arange(0, TILE_P)[:, None]
         mask = (position < POSITIONS) & held[None, :]
         h = load_sum(
             *(x, None, residual, skip, sample, position, channels, held, 0),
-            *(POSITIONS, OWN, JOINED, EXACT),
+            *(POSITIONS, OWN, CHANNELS - OWN, EXACT),
         )
         out = sample * (POSITIONS * CHANNELS) + position * CHANNELS + channels[None, :]
         FAST: tl.constexpr = y.dtype.element_ty != tl.float32
@@ -183,36 +182,24 @@ def merge_chunks(
     return merged, tl.sum(m2 + apart * apart * (count * GROUP), axis=0)
 
 
-def launches(arguments: dict[str, Any], sizes: dict[str, int], *, silu: bool) -> list[Launch]:
-    """The two launches; arguments as for group_norm_silu_one_pass, sizes its first constants."""
-    x, y, total, mean = (arguments[name] for name in ("x", "y", "total", "mean"))
-    batch, channels, positions = y.shape[0], y.shape[1], sizes["POSITIONS"]
-    num_groups = mean.shape[1]
+def launches(arguments: dict[str, Any], constants: dict[str, Any]) -> list[Launch]:
+    """The two launches; arguments and constants as for group_norm_silu_one_pass."""
+    x, total, mean = (arguments[name] for name in ("x", "total", "mean"))
+    batch, num_groups = mean.shape
+    positions, channels = constants["POSITIONS"], constants["CHANNELS"]
     tile, tiles, chunks = split_tile(positions, channels, num_groups, x.element_size())
-    partials = {
-        name: torch.empty((batch, chunks, num_groups), dtype=torch.float32, device=x.device)
-        for name in ("partial_mean", "partial_m2")
-    }
-    constants = sizes | tile.constants(positions, tiles * chunks)
-    constants |= {"GROUP": channels // num_groups, "TILES": tiles, "CHUNKS": chunks}
-    summed = {} if total is None else {"x": total, "row": None, "residual": None, "skip": None}
-    apply_sizes = {} if total is None else {"OWN": channels, "JOINED": 0}
-    grid = (batch * chunks * (channels // tile.block),)
+    constants |= tile.constants(positions, tiles * chunks)
+    constants |= {"TILES": tiles, "CHUNKS": chunks, "TILE_K": power_of_two(chunks)}
+    for name in ("partial_mean", "partial_m2"):
+        arguments[name] = mean.new_empty((batch, chunks, num_groups))
+    call = (batch * chunks, tile)
+    writes = ("total", "partial_mean", "partial_m2")
+    statistics = launch_over(group_norm_silu_statistics, *call, arguments, constants, writes=writes)
+    if total is not None:
+        arguments |= {"x": total, "row": None, "residual": None, "skip": None}
+        constants |= {"OWN": channels}
+    writes = ("y", "mean", "rstd")
     return [
-        Launch(
-            group_norm_silu_statistics,
-            grid,
-            in_order(group_norm_silu_statistics, arguments | partials),
-            constants,
-            num_warps=tile.warps,
-            writes=("total", *partials),
-        ),
-        Launch(
-            group_norm_silu_apply,
-            grid,
-            in_order(group_norm_silu_apply, arguments | partials | summed),
-            constants | apply_sizes | {"TILE_K": power_of_two(chunks), "SILU": silu},
-            num_warps=tile.warps,
-            writes=("y", "mean", "rstd"),
-        ),
+        statistics,
+        launch_over(group_norm_silu_apply, *call, arguments, constants, writes=writes),
     ]

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -185,18 +186,27 @@ def load_affine(
 
 
 @triton.jit
+def sigmoid(z, FAST: tl.constexpr):
+    """σ(z); FAST as in `activate`."""
+    d = 1.0 + tl.exp2(z * -LOG2_E)
+    if FAST:
+        r = tl.rsqrt(d)
+        return r * r
+    return 1.0 / d
+
+
+@triton.jit
 def activate(h, factor, offset, SILU: tl.constexpr, FAST: tl.constexpr):
     """z or silu(z), z = h·factor + offset: h [TILE_P, TILE_C], the others [TILE_C].
 
-    With t = −z·log₂e, silu(z) = −t / (log₂e·(1 + 2^t)): two special-function calls an element.
-    FAST replaces the division by 1/a = rsqrt(a)², good to 2⁻²¹. NaN and ±∞ go as in torch.
+    With t = −z·log₂e, silu(z) = −t·ln 2 / (1 + 2^t): two special-function calls an element. FAST
+    replaces the division by 1/a = rsqrt(a)², good to 2⁻²¹. NaN and ±∞ go as in torch.
     """
     if not SILU:
         return h * factor[None, :] + offset[None, :]
     t = h * (factor * -LOG2_E)[None, :] + (offset * -LOG2_E)[None, :]
-    divisor = tl.exp2(t) * LOG2_E + LOG2_E
-    # A product with −1 is a sign in the machine's operand; −t would be a subtraction from zero.
     if FAST:
-        r = tl.rsqrt(divisor)
+        r = tl.rsqrt(tl.exp2(t) * LOG2_E + LOG2_E)
+        # A product with −1 is a sign in an operand; −t would be a subtraction from zero.
         return t * -1.0 * r * r
-    return t * -1.0 / divisor
+    return t * -LN_2 / (1.0 + tl.exp2(t))

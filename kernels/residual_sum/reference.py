@@ -18,9 +18,7 @@ from torch.nn import functional as F
 RESAMPLES = ("pad", "double")
 
 
-def residual_sum(
-    x: Tensor, *, row: Tensor | None = None, residual: Tensor | None = None
-) -> Tensor:
+def residual_sum(x: Tensor, *, row: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     """x + row + residual: x, residual [B, C, *spatial]; row [B, C] or [C]. x if both are None."""
     total = x if row is None else x + per_channel(row, x)
     return total if residual is None else total + residual
@@ -37,13 +35,12 @@ def resampled(total: Tensor, resample: str) -> Tensor:
 
 def resampled_backward(d_resampled: Tensor, resample: str) -> Tensor:
     """The derivative of `resampled`: each position gathers those it was copied to."""
-    dims = d_resampled.dim()
-    for dim in range(dims - min(dims - 2, 2), dims):
-        if resample == "pad":
-            d_resampled = d_resampled.narrow(dim, 0, d_resampled.shape[dim] - 1)
-        else:
-            d_resampled = d_resampled.unflatten(dim, (-1, 2)).sum(dim + 1)
-    return d_resampled
+    changed = min(d_resampled.dim() - 2, 2)
+    if resample == "pad":
+        return F.pad(d_resampled, (0, -1) * changed)
+    kept, sizes = d_resampled.shape[:-changed], d_resampled.shape[-changed:]
+    pairs = d_resampled.reshape(*kept, *(n for size in sizes for n in (size // 2, 2)))
+    return pairs.sum([len(kept) + 1 + 2 * k for k in range(changed)])
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:

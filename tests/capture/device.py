@@ -18,15 +18,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
-from capture import forbidden
+from capture.modes import DeviceMode, SyncMode, no_host_reads, raise_sync
 from capture.recording import Recording, RecordMode, storage_of, tensors_of
 
 SYNC_MODES = ("default", "warn", "error")
-# Reads that torch does not dispatch for a tensor on the CPU.
-HOST_READS = ("tolist", "numpy", "cpu", "__array__")
 
 
 class Stream:
@@ -130,8 +128,8 @@ class Device:
             self._sync = None
         if self.sync_mode == SYNC_MODES.index("error"):
             self._sync = ExitStack()
-            self._sync.enter_context(_no_host_reads(_raise_sync))
-            self._sync.enter_context(_SyncMode())
+            self._sync.enter_context(no_host_reads(raise_sync))
+            self._sync.enter_context(SyncMode())
 
 
 class Graph:
@@ -159,7 +157,7 @@ class Graph:
         self._handle = pool
         device.recording = self.recording
         device.note(f"capture on {device.stream.name}, pool {pool[0]}, {capture_error_mode}")
-        self._modes.enter_context(_no_host_reads(self._break))
+        self._modes.enter_context(no_host_reads(self._break))
         self._modes.enter_context(RecordMode(self.recording))
 
     def capture_end(self) -> None:
@@ -221,55 +219,6 @@ class _Opaque:
         return outputs
 
 
-class _SyncMode(TorchDispatchMode):
-    """torch.cuda.set_sync_debug_mode("error")."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        why = forbidden.waits(func, args)
-        if why is not None:
-            _raise_sync(f"{func}: {why}")
-        return func(*args, **(kwargs or {}))
-
-
-class _DeviceMode(TorchDispatchMode):
-    """Sees every op outside of replays and compiled steps: notes it, and the memory it makes."""
-
-    def __init__(self, device: Device) -> None:
-        super().__init__()
-        self._device = device
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if self._device.noting:
-            self._device.note(func._schema.name)
-        outputs = func(*args, **(kwargs or {}))
-        known = {storage_of(tensor)._cdata for tensor in tensors_of((args, kwargs))}
-        for storage in map(storage_of, tensors_of(outputs)):
-            if storage._cdata not in known:
-                self._device.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return outputs
-
-
-def _raise_sync(what: str) -> None:
-    raise RuntimeError(f"called a synchronizing CUDA operation ({what})")
-
-
-@contextmanager
-def _no_host_reads(refuse: Callable[[str], None]) -> Iterator[None]:
-    """Tensor.tolist and its kin call ``refuse`` instead."""
-    with ExitStack() as patches:
-        for name in HOST_READS:
-            patches.enter_context(
-                mock.patch.object(
-                    torch.Tensor, name, lambda *_, name=name: refuse(f"Tensor.{name}")
-                )
-            )
-        yield
-
-
 @contextmanager
 def emulated(compile: Callable[..., Any] | None = None) -> Iterator[Device]:
     """torch.cuda as above, for tensors on the CPU.
@@ -308,5 +257,5 @@ def emulated(compile: Callable[..., Any] | None = None) -> Iterator[Device]:
         for name, function in allocator.items():
             patches.enter_context(mock.patch.object(torch._C, name, function, create=True))
         patches.enter_context(mock.patch.object(torch, "compile", compiled))
-        patches.enter_context(_DeviceMode(device))
+        patches.enter_context(DeviceMode(device))
         yield device

@@ -7,6 +7,8 @@ resources(compiled)   registers, spills, load widths and instruction counts of t
 
 from .execution import Execution, execute, execute_compiled
 from .faults import Fault, Unsupported
+from .figures import Figures, figures
+from .launches import emulated, recorded
 from .offline import SMS, Compiled, compile, compile_all
 from .sass import Resources, resources
 
@@ -15,11 +17,15 @@ __all__ = [
     "Compiled",
     "Execution",
     "Fault",
+    "Figures",
     "Resources",
     "Unsupported",
     "compile",
     "compile_all",
+    "emulated",
     "execute",
     "execute_compiled",
+    "figures",
+    "recorded",
     "resources",
 ]

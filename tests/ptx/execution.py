@@ -36,11 +36,13 @@ class Execution:
     compiled:      the code that ran.
     traffic:       bytes moved, by argument; arguments that share a storage share an entry.
     instructions:  lanes that executed each PTX opcode.
+    steps:         PTX instructions in the code.
     """
 
     compiled: Compiled
     traffic: dict[str, Traffic]
     instructions: Counter[str]
+    steps: int
     tensors: Tensors
 
     @property
@@ -104,7 +106,7 @@ def execute_compiled(
     for step in code.steps:
         instructions[step.instruction.opcode] += step.count
     traffic = {name: region.traffic for name, region in tensors.regions.items()}
-    return Execution(compiled, traffic, instructions, tensors)
+    return Execution(compiled, traffic, instructions, len(code.steps), tensors)
 
 
 def _grid(grid: Sequence[int]) -> tuple[int, int, int]:

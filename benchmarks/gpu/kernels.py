@@ -1,0 +1,153 @@
+"""Each kernel's bytes per second at the sizes of a large CIFAR-10 batch.
+
+Bytes are the least that the call must move, from cases.py. A call runs on several sets of tensors
+in turn, together larger than the cache, so what is measured is memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.gpu import ceilings
+from benchmarks.gpu.options import Options
+from benchmarks.gpu.timing import cuda_milliseconds, summary
+from fastddpm import noise, ops
+from fastddpm.kernels.ancestral_step import cases as step_cases
+from fastddpm.kernels.normal import cases as normal_cases
+from fastddpm.kernels.q_sample import cases as q_cases
+from fastddpm.noise import Purpose
+
+BATCH = 1024
+ROUNDS = 15
+# The sets of tensors are together so many times as large as the cache; at least, in bytes.
+CACHES, LEAST_CACHE = 4, 64 << 20
+# A graph holds so many calls at least, so that its own launch does not count.
+CALLS = 16
+
+
+class Measured(NamedTuple):
+    """A call to measure. make: allocates its tensors and returns it. bytes: the least it moves."""
+
+    name: str
+    make: Callable[[], Callable[[], object]]
+    bytes: int
+
+
+def run(options: Options) -> Iterator[tuple[str, Any]]:
+    """Yields ("bytes_per_second", the ceiling), then (name, figures) of each call."""
+    ceiling = ceilings.bytes_per_second()["median"]
+    yield "bytes_per_second", ceiling
+    for measured in calls():
+        milliseconds = summary(times(measured))
+        rate = measured.bytes / (milliseconds["median"] / 1e3)
+        print(f"{measured.name}: {rate / 1e9:.0f} GB/s, {rate / ceiling:.0%}", flush=True)
+        yield (
+            measured.name,
+            {
+                "bytes": measured.bytes,
+                "milliseconds": milliseconds,
+                "bytes_per_second": rate,
+                "share_of_bandwidth": rate / ceiling,
+            },
+        )
+
+
+def times(measured: Measured) -> list[float]:
+    """Milliseconds of one call, a graph of many replayed ROUNDS times."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    sets = copies(measured.bytes, cache)
+    made = [measured.make() for _ in range(sets)]
+    turns = -(-CALLS // sets)
+    graph = _captured(made, turns)
+    graph.replay()
+    return [cuda_milliseconds(graph.replay) / (turns * sets) for _ in range(ROUNDS)]
+
+
+def copies(bytes_moved: int, cache: int) -> int:
+    """Sets of tensors, at least 1, that are together CACHES times as large as the cache."""
+    return -(-CACHES * max(cache, LEAST_CACHE) // max(bytes_moved, 1))
+
+
+def _captured(made: list[Callable[[], object]], turns: int) -> torch.cuda.CUDAGraph:
+    """All calls, ``turns`` times in a row, after one uncaptured turn that compiles."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in made:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(turns):
+            for call in made:
+                call()
+    return graph
+
+
+def calls(batch: int = BATCH, device: str = "cuda", backend: str = "triton") -> list[Measured]:
+    """The calls to measure."""
+    return [
+        _normal(batch, device, backend),
+        *_steps(batch, device, backend),
+        _q_sample(batch, device, backend),
+    ]
+
+
+def _normal(batch: int, device: str, backend: str) -> Measured:
+    case = _named(normal_cases.CASES, "cifar")._replace(batch=batch)
+
+    def make() -> Callable[[], object]:
+        seed = noise.seed_tensor(case.seed, device)
+        indices = torch.arange(batch, device=device)
+        step = torch.tensor([case.step], device=device)
+        settings = (case.shape, Purpose.REVERSE)
+        return lambda: ops.normal(seed, indices, step, *settings, backend=backend)
+
+    return Measured("normal", make, case.bytes_moved())
+
+
+def _steps(batch: int, device: str, backend: str) -> Iterator[Measured]:
+    """The step as the captured chain runs it, and with everything in float32."""
+    for name, cases in (
+        ("cifar_network", step_cases.NETWORK_CASES),
+        ("cifar_draws", step_cases.CASES),
+    ):
+        case = _named(cases, name)
+        case = case._replace(shape=(batch, *case.shape[1:]))
+
+        def make(case: Any = case) -> Callable[[], object]:
+            call = case.call(device=device)
+            draw = ops.Draw(call.seed, call.indices, call.timesteps)
+            return lambda: ops.ancestral_step_(
+                *(call.x, call.model_output, draw, call.table, call.i),
+                prediction=call.prediction,
+                variance=call.variance,
+                clip=call.clip,
+                x_0=call.x_0,
+                network_input=call.network_input,
+                first_nonfinite=call.first_nonfinite,
+                backend=backend,
+            )
+
+        yield Measured(f"ancestral_step {name}", make, case.bytes_moved())
+
+
+def _q_sample(batch: int, device: str, backend: str) -> Measured:
+    case = _named(q_cases.CASES, "cifar")
+    case = case._replace(shape=(batch, *case.shape[1:]))
+
+    def make() -> Callable[[], object]:
+        x_0 = torch.zeros(case.shape, dtype=torch.float32, device=device)
+        t = torch.zeros(batch, dtype=torch.int64, device=device)
+        table = torch.ones(1, 2, dtype=torch.float32, device=device)
+        seed, indices = noise.seed_tensor(0, device), torch.arange(batch, device=device)
+        return lambda: ops.q_sample(x_0, t, table, seed, indices, t[:1], backend=backend)
+
+    return Measured("q_sample", make, case.bytes_moved())
+
+
+def _named(cases: Any, name: str) -> Any:
+    return next(case for case in cases if case.name == name)

@@ -1,0 +1,199 @@
+"""The calls whose machine code is judged: what the networks of the README launch, on two samples.
+
+tests/test_gpu_static.py holds them to the bars; benchmarks/gpu_static.py makes a table of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastddpm import noise, ops
+from fastddpm.kernels.ancestral_step import cases as step_cases
+from fastddpm.kernels.common.launch import Launch
+from fastddpm.noise import Purpose
+
+from .launches import recorded
+
+
+class Work(NamedTuple):
+    """Elements that a call computes, and what it must read or write, each once."""
+
+    elements: int
+    tensors: Sequence[Tensor | None]
+
+    @property
+    def least_bytes(self) -> int:
+        """The least traffic."""
+        given = [tensor for tensor in self.tensors if tensor is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in given)
+
+
+class Call(NamedTuple):
+    """A call of an op.
+
+    name:          the op and its case.
+    run:           makes the call, with the Triton back end.
+    instructions:  the most machine instructions an element, for the kernel named.
+    ratio:         the most bytes moved, as a multiple of the least.
+    exact:         products and sums must be rounded apart.
+    in_place:      arguments that hold a value before and are written.
+    """
+
+    name: str
+    run: Callable[[], Work]
+    instructions: dict[str, float] = {}  # noqa: RUF012  nobody changes it
+    ratio: float = 1.05
+    exact: bool = False
+    in_place: tuple[str, ...] = ()
+
+    def launches(self) -> tuple[list[Launch], Work]:
+        """What the call launches, and its work; nothing is run."""
+        torch.manual_seed(0)
+        with recorded() as launches:
+            work = self.run()
+        return launches, work
+
+
+# ---- GroupNorm and SiLU
+
+
+def _image(channels: int, size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(2, size, size, channels).to(dtype).movedim(-1, 1)
+
+
+def _normalised(
+    channels: int,
+    size: int,
+    *,
+    row: bool = False,
+    residual: bool = False,
+    skip: int = 0,
+    film: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    backward: bool = False,
+) -> Callable[[], Work]:
+    """group_norm_silu of an image [2, channels, size, size], ``skip`` of whose channels join it."""
+
+    def rows(wanted: bool, count: int) -> Tensor | None:
+        return torch.randn(2, count).to(dtype) if wanted else None
+
+    def run() -> Work:
+        own = channels - skip
+        x = _image(own, size, dtype).requires_grad_(backward)
+        affine = [torch.randn(channels, requires_grad=backward) for _ in range(2)]
+        parts = {
+            "row": rows(row, own),
+            "residual": _image(own, size, dtype) if residual else None,
+            "skip": _image(skip, size, dtype) if skip else None,
+            "scale": rows(film, channels),
+            "shift": rows(film, channels),
+        }
+        arguments = {"keep_total": residual or skip > 0, "backend": "triton"}
+        if not backward:
+            y, total = ops.group_norm_silu(x, *affine, 32, 1e-6, **parts, **arguments)
+            return Work(y.numel(), [x, *affine, *parts.values(), y, total])
+        with recorded():
+            y, _ = ops.group_norm_silu(x, *affine, 32, 1e-6, **parts, **arguments)
+        d_y = torch.randn_like(y)
+        y.backward(d_y)
+        return Work(y.numel(), [x, *affine, *parts.values(), d_y, x.grad, *affine])
+
+    return run
+
+
+def _summed(channels: int, size: int, resample: str | None) -> Callable[[], Work]:
+    def run() -> Work:
+        x, residual = _image(channels, size), _image(channels, size)
+        row = torch.randn(2, channels).bfloat16()
+        if resample is None:
+            total = ops.residual_sum(x, row=row, residual=residual, backend="triton")
+            return Work(total.numel(), [x, residual, row, total])
+        resampled, total = ops.resampled_sum(
+            x, row=row, residual=residual, resample=resample, backend="triton"
+        )
+        return Work(resampled.numel(), [x, residual, row, resampled, total])
+
+    return run
+
+
+# ---- Noise
+
+
+def _stepped(name: str) -> Callable[[], Work]:
+    every = {case.name: case for case in step_cases.CASES + step_cases.NETWORK_CASES}
+
+    def run() -> Work:
+        # A kernel module is imported when it is used, like triton.
+        from fastddpm.kernels.ancestral_step import triton_kernel
+
+        call = every[name]._replace(shape=(2, 3, 32, 32)).call(1)
+        triton_kernel.launch(call).run()
+        read, written = [call.x, call.model_output, call.noise], [call.x, call.x_0]
+        return Work(call.x.numel(), [*read, *written, call.network_input])
+
+    return run
+
+
+def _diffused() -> Work:
+    x_0, t, table = torch.randn(2, 3, 32, 32), torch.tensor([3, 900]), torch.rand(1000, 2)
+    seed, indices, step = noise.seed_tensor(0), torch.arange(2), torch.tensor([7])
+    made = ops.q_sample(x_0, t, table, seed, indices, step, backend="triton")
+    return Work(x_0.numel(), [x_0, *made])
+
+
+def _drawn() -> Work:
+    seed, indices, steps = noise.seed_tensor(0), torch.arange(2), torch.tensor([7])
+    out = ops.normal(seed, indices, steps, (3, 32, 32), Purpose.INITIAL, backend="triton")
+    return Work(out.numel(), [out])
+
+
+# ---- The list. Instructions an element: a normal's is that of the normal it draws.
+
+PER_NORMAL, ONE_PASS, ONE_PASS_SUM, APPLY = 90.0, 17.0, 21.0, 12.0
+_STEP = {"ancestral_step_kernel": PER_NORMAL}
+_UPDATED = ("x_pointer", "first_nonfinite_pointer")
+_PLAIN = {"group_norm_silu_one_pass": ONE_PASS}
+_SUM = {"group_norm_silu_one_pass": ONE_PASS_SUM}
+_SPLIT = {"group_norm_silu_apply": APPLY}
+# A map whose groups fit no program is read twice: 3 accesses of an element for 2, 5 for 4 with a
+# residual and the sum written, and backward 5 for 3.
+READ_TWICE, READ_TWICE_SUM, READ_TWICE_BACKWARD = 3 / 2, 5 / 4, 5 / 3
+
+CALLS = (
+    Call("ancestral_step, network", _stepped("cifar_network"), _STEP, 1.05, True, _UPDATED),
+    Call("ancestral_step, float32", _stepped("cifar_draws"), _STEP, 1.05, True, _UPDATED),
+    Call("ancestral_step, learned", _stepped("learned_network"), {}, 1.05, True, _UPDATED),
+    Call("q_sample", _diffused, {"q_sample_kernel": PER_NORMAL}, exact=True),
+    Call("normal", _drawn, {"normal_kernel": PER_NORMAL}, exact=True),
+    Call("group_norm_silu 32²×128", _normalised(128, 32), _PLAIN),
+    Call("group_norm_silu 32²×128, row", _normalised(128, 32, row=True), _SUM),
+    Call("group_norm_silu 32²×128, sum", _normalised(128, 32, row=True, residual=True), _SUM),
+    Call("group_norm_silu 32²×256+128, joined", _normalised(384, 32, skip=128), _SUM),
+    Call("group_norm_silu 16²×256", _normalised(256, 16), _PLAIN),
+    Call("group_norm_silu 16²×256, FiLM", _normalised(256, 16, film=True), _SUM),
+    Call("group_norm_silu 16²×256+256, joined", _normalised(512, 16, skip=256), _SUM),
+    Call("group_norm_silu 8²×256", _normalised(256, 8), _PLAIN),
+    Call("group_norm_silu 4²×256", _normalised(256, 4), _PLAIN),
+    Call("group_norm_silu 32²×128, float32", _normalised(128, 32, dtype=torch.float32), _PLAIN),
+    Call("group_norm_silu 64²×128", _normalised(128, 64), _SPLIT, 1.05 * READ_TWICE),
+    Call(
+        "group_norm_silu 64²×128, sum",
+        _normalised(128, 64, row=True, residual=True),
+        _SPLIT,
+        1.05 * READ_TWICE_SUM,
+    ),
+    Call("group_norm_silu 32²×128, backward", _normalised(128, 32, row=True, backward=True)),
+    Call(
+        "group_norm_silu 64²×128, backward",
+        _normalised(128, 64, row=True, backward=True),
+        {},
+        1.05 * READ_TWICE_BACKWARD,
+    ),
+    Call("residual_sum 32²×128", _summed(128, 32, None)),
+    Call("resampled_sum 32²×128, pad", _summed(128, 32, "pad")),
+    Call("resampled_sum 16²×256, double", _summed(256, 16, "double")),
+)
