@@ -4,6 +4,7 @@ under the emulator of tests/capture."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -42,6 +43,14 @@ def synchronizing_in_a_capture(x: Tensor, i: Tensor) -> Tensor:
     return x
 
 
+def both_in_a_capture(x: Tensor, i: Tensor) -> Tensor:
+    if torch.cuda.is_current_stream_capturing():
+        with suppress(RuntimeError):
+            torch.cuda.synchronize()
+        x.sum().item()
+    return x
+
+
 REFUSED: dict[str, tuple[Step, str]] = {
     "item": (lambda x, i: x * i.item(), "waits for the device"),
     "a branch": (lambda x, i: x if x.sum() > 0 else -x, "waits for the device"),
@@ -55,6 +64,7 @@ REFUSED: dict[str, tuple[Step, str]] = {
     "dropout": (lambda x, i: F.dropout(x), "random generator"),
     "kept memory": (lambda x, i: KEPT.append(x.clone()) or x, "keeps 24 more bytes"),
     "item in a capture": (waiting_in_a_capture, "waits for the device"),
+    "item in a broken capture": (both_in_a_capture, "waits for the device"),
     "synchronize in a capture": (synchronizing_in_a_capture, "synchronize"),
 }
 
@@ -84,6 +94,17 @@ def _settings(device: Device) -> tuple[Any, ...]:
         torch.backends.cudnn.benchmark,
         torch.is_grad_enabled(),
     )
+
+
+def test_the_line_that_waits_is_named(device: Device) -> None:
+    def step(x: Tensor, i: Tensor) -> Tensor:
+        if torch.cuda.get_sync_debug_mode():
+            raise RuntimeError("called a synchronizing CUDA operation")  # As torch's C++ does.
+        return x
+
+    line = step.__code__.co_firstlineno + 2
+    with pytest.raises(CannotPrepare, match=rf"test_engine_refusals\.py:{line} "):
+        CudaGraphs(compile=False).prepare(step, PLAN)
 
 
 @pytest.mark.parametrize("error", [TypeError, ValueError, torch.OutOfMemoryError, RuntimeError])

@@ -6,34 +6,125 @@ No GPU is needed: the code is compiled offline, read, and executed in numpy (tes
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from ptx import SMS, Figures, compile_all, figures
+import torch
+from ptx import SMS, Figures, compile_all, figures, resources
 from ptx.calls import CALLS, Call, Work
 
-MOST_REGISTERS = 128  # two programs of 8 warps fill a multiprocessor's 65,536
+from fastddpm.kernels.common.launch import Launch
+
+# At 128 registers two programs of 8 warps fill a multiprocessor's 65,536.
+MOST_REGISTERS = 128
 MOST_SHARED = 48 * 1024
-MOST_SPECIAL = 2.0  # an exponential and a reciprocal for each SiLU
+# An exponential and a reciprocal for each SiLU. A group's reciprocal square root is a few
+# hundredths an element, hence the rounding to tenths below.
+MOST_SPECIAL = 2.0
+WIDEST = (128,)
+
+# Bars that do not hold, and why.
+KNOWN = {
+    "group_norm_silu 32²×256+128, joined": "groups of 12 channels stand in tiles of 16, a quarter"
+    " of whose lanes do nothing: 23 instructions and 2.7 special functions an element",
+    "group_norm_silu 64²×128, backward": "every program merges the partial sums of all chunks:"
+    " 2.04 times the least bytes, a sixth of them out of the cache",
+}
 
 
 @pytest.fixture(scope="module")
-def work() -> Iterator[dict[str, Work]]:
+def work() -> Iterator[dict[str, tuple[list[Launch], Work]]]:
     """Every call's launches, compiled side by side."""
-    recorded = {call.name: call.launches() for call in CALLS}
-    compile_all([launch for launches, _ in recorded.values() for launch in launches])
-    yield recorded
+    made = {call.name: call.launches() for call in CALLS}
+    compile_all([launch for launches, _ in made.values() for launch in launches])
+    yield made
 
 
-@pytest.fixture(params=[(call, sm) for call in CALLS for sm in SMS], ids=lambda p: f"{p[0].name} {p[1]}")
-def measured(request, work) -> tuple[Call, list[Figures], Work]:
-    call, sm = request.param
-    launches, done = work[call.name]
-    return call, figures(launches, sm, done.elements, call.in_place), done
-
-
-def test_bars(measured: tuple[Call, list[Figures], Work]) -> None:
-    call, kernels, done = measured
+def broken_bars(call: Call, kernels: list[Figures], work: Work) -> list[str]:
+    """What is wrong with a call's kernels, in words."""
+    broken = []
     for kernel in kernels:
-        assert kernel.stack == 0
-        assert kernel.spills == 0
+        limits = {
+            "stack bytes": (kernel.stack, 0),
+            "local loads and stores": (kernel.spills, 0),
+            "registers": (kernel.registers, MOST_REGISTERS),
+            "shared bytes": (kernel.shared, MOST_SHARED),
+            "special functions an element": (round(kernel.special, 1), MOST_SPECIAL),
+            "instructions an element": (
+                round(kernel.instructions, 1),
+                call.instructions.get(kernel.kernel, float("inf")),
+            ),
+        }
+        broken += [
+            f"{kernel.kernel}: {value} {name}, at most {limit} expected"
+            for name, (value, limit) in limits.items()
+            if value > limit
+        ]
+        for way, bits in (("loads", kernel.load_bits), ("stores", kernel.store_bits)):
+            if bits not in ((), WIDEST):
+                broken.append(f"{kernel.kernel}: bulk {way} of {bits} bits")
+    moved = sum(kernel.bytes_moved for kernel in kernels) / work.least_bytes
+    if round(moved, 2) > call.ratio:
+        broken.append(f"{moved:.3f} times the least bytes, at most {call.ratio:.3f} expected")
+    return broken
+
+
+@pytest.mark.parametrize("sm", SMS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(
+            call,
+            id=call.name,
+            marks=[pytest.mark.xfail(reason=KNOWN[call.name], strict=True)]
+            if call.name in KNOWN
+            else [],
+        )
+        for call in CALLS
+    ],
+)
+def test_bars(call: Call, sm: int, work: dict[str, tuple[list[Launch], Work]]) -> None:
+    launches, done = work[call.name]
+    kernels = figures(launches, sm, done.elements, call.in_place)
+    assert launches and not broken_bars(call, kernels, done)
+
+
+@pytest.mark.parametrize("sm", SMS)
+@pytest.mark.parametrize("call", [c for c in CALLS if c.exact], ids=lambda call: call.name)
+def test_exact_kernels_round_every_product(
+    call: Call, sm: int, work: dict[str, tuple[list[Launch], Work]]
+) -> None:
+    launches, _ = work[call.name]
+    for code in compile_all(launches, [sm]):
+        assert "mul.rn.f32" in code.ptx
+        assert not re.search(r"\bfma\.|\bmad\.\S*f32", code.ptx)
+
+
+@pytest.mark.parametrize("sm", SMS)
+def test_the_assembler_keeps_the_widths_of_the_ptx(
+    sm: int, work: dict[str, tuple[list[Launch], Work]]
+) -> None:
+    """The widths above are of the executed PTX: the machine code has as many of the widest.
+
+    Of the others it may have fewer: it joins equal loads, and reads half of a number whose other
+    half is not used.
+    """
+    for launches, _ in work.values():
+        for code in compile_all(launches, [sm]):
+            read = resources(code)
+            assert not read.loops
+            for name, found in (("ld", read.loads), ("st", read.stores)):
+                accesses = re.findall(rf"\b{name}\.global\S*?(\.v\d)?\.b(\d+)\b", code.ptx)
+                widths = Counter(int(bits) * int(v[2:] or 1) for v, bits in accesses)
+                assert found[128] == widths[128], code.name
+                assert found.total() <= widths.total() and max(found, default=0) <= 128
+
+
+def test_the_bars_can_be_broken() -> None:
+    kernel = Figures(
+        *("bad", 90, 8, 129, 8, 2, 1 << 16, (32, 128), (64,), 2.1, 18.0, 200), code=None
+    )
+    call = Call("bad", lambda: Work(1, []), {"bad": 17.0})
+    broken = broken_bars(call, [kernel], Work(1, [torch.zeros(40)]))
+    assert len(broken) == 9

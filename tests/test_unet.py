@@ -10,7 +10,6 @@ from torch import Tensor
 from unet_networks import SMALL, VARIANTS, conditions, images, network
 
 from fastddpm import ops
-from fastddpm.kernels.group_norm_silu.cases import CASES, Case
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.embedding import sinusoidal_embedding
 from fastddpm.unet.sum import Sum
@@ -54,51 +53,6 @@ class TestEmbedding:
         t = torch.tensor([3, 250])
         assert torch.equal(unet(x, t), unet(x, t.float()))
         assert not torch.equal(unet(x, t), unet(x, t + 0.5))
-
-
-def group_norm_silu_float64(
-    case: Case, x: Tensor, rows: dict[str, Tensor], w: Tensor, b: Tensor
-) -> Tensor:
-    """The specification's formula, group by group, in float64."""
-    x = x.double()
-    spread = [1] * (x.dim() - 2)
-    if "row" in rows:
-        x = x + rows["row"].double().reshape(*x.shape[:2], *spread)
-    grouped = x.unflatten(1, (case.num_groups, -1)).flatten(2)
-    mean = grouped.mean(-1, keepdim=True)
-    variance = ((grouped - mean) ** 2).mean(-1, keepdim=True)
-    y = ((grouped - mean) / (variance + 1e-6).sqrt()).reshape(x.shape)
-    y = y * w.double().reshape(-1, *spread) + b.double().reshape(-1, *spread)
-    if "scale" in rows:
-        scale, shift = (rows[k].double().reshape(*x.shape[:2], *spread) for k in ("scale", "shift"))
-        y = y * (1 + scale) + shift
-    return y / (1 + torch.exp(-y)) if case.activation == "silu" else y
-
-
-class TestGroupNormSilu:
-    @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-    def test_reference_equals_float64(self, case: Case) -> None:
-        torch.manual_seed(0)
-        # A mean far from zero: E[x²] − E[x]² would lose the variance here.
-        x = torch.randn(case.shape) + 100
-        weight, bias = torch.randn(case.shape[1]), torch.randn(case.shape[1])
-        names = {"none": (), "row": ("row",), "film": ("scale", "shift")}[case.modulation]
-        rows = {name: torch.randn(case.shape[:2]) for name in names}
-        actual = ops.group_norm_silu(
-            x, weight, bias, case.num_groups, 1e-6, activation=case.activation, **rows
-        )
-        expected = group_norm_silu_float64(case, x, rows, weight, bias)
-        assert actual.shape == x.shape
-        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=2e-4)
-
-    def test_refuses_shapes_that_disagree(self) -> None:
-        x, w = torch.zeros(2, 8, 4, 4), torch.ones(8)
-        with pytest.raises(ValueError, match="multiple of num_groups=3"):
-            ops.group_norm_silu(x, w, w, 3, 1e-6)
-        with pytest.raises(ValueError, match=r"row must be \[2, 8\], got \[2, 4\]"):
-            ops.group_norm_silu(x, w, w, 4, 1e-6, row=torch.zeros(2, 4))
-        with pytest.raises(ValueError, match="both or neither"):
-            ops.group_norm_silu(x, w, w, 4, 1e-6, scale=torch.zeros(2, 8))
 
 
 class TestForward:

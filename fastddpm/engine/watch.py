@@ -7,8 +7,10 @@ are found before: waiting for the device, drawing random numbers, keeping memory
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -51,8 +53,8 @@ def no_waiting() -> Iterator[None]:
         if "synchronizing CUDA operation" not in str(error):
             raise
         raise cannot_capture(
-            "it waits for the device (.item(), a branch on a tensor's value, an output whose shape "
-            "depends on values, or a copy between the device and the host)"
+            f"it waits for the device {_place(error)} (.item(), a branch on a tensor's value, an "
+            "output whose shape depends on values, or a copy between the device and the host)"
         ) from error
     finally:
         torch.cuda.set_sync_debug_mode(before)
@@ -60,6 +62,14 @@ def no_waiting() -> Iterator[None]:
 
 def cannot_capture(why: str) -> CannotPrepare:
     return CannotPrepare(f"the step cannot be captured in a CUDA graph: {why}; {OTHERS}")
+
+
+def _place(error: BaseException) -> str:
+    """The last line outside of torch that the error came through."""
+    inside = str(Path(torch.__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    *_, last = (frame for frame in frames if not frame.filename.startswith(inside))
+    return f"at {last.filename}:{last.lineno}"
 
 
 def _generators(device: torch.device) -> tuple[Tensor, Tensor]:

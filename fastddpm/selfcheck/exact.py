@@ -19,6 +19,7 @@ from fastddpm.kernels.normal import cases as normal_cases
 from fastddpm.kernels.q_sample import cases as q_cases
 from fastddpm.kernels.q_sample import reference as q_reference
 from fastddpm.noise import Purpose
+from fastddpm.ops.backends import interpreting
 from fastddpm.selfcheck.outcome import Bits, Errors, Outcome, largest_difference
 
 # With a learned variance the exponential may differ in its last bits. sigma z is below 0.2, so
@@ -94,6 +95,8 @@ def _steps(backend: str, *, learned: bool) -> Iterator[tuple[str, StepCall]]:
             continue
         if backend == "cpu" and case.output != torch.float32:
             continue  # The C++ kernel reads float32 outputs only, and says so.
+        if backend == "triton" and interpreting() and _writes_bfloat16(case):
+            continue  # Triton's interpreter truncates to it instead of rounding.
         for i in (1, 2):
             call = case.call(i)
             places = ("x", "model_output", "noise")
@@ -103,6 +106,10 @@ def _steps(backend: str, *, learned: bool) -> Iterator[tuple[str, StepCall]]:
                 for number, (name, tensor) in enumerate(named.items())
             }
             yield f"{case.name} row {i}", call._replace(**values)
+
+
+def _writes_bfloat16(case: step_cases.Case) -> bool:
+    return case.network is not None and case.network.dtype == torch.bfloat16
 
 
 def _stepped(

@@ -111,8 +111,8 @@ def tile_of(columns, BEGIN: tl.constexpr, WIDTH: tl.constexpr):
     """The tile [ROWS, WIDTH] of the columns from BEGIN on: the inverse of columns_of."""
     LEVELS: tl.constexpr = (WIDTH >= 2) + (WIDTH >= 4) + (WIDTH >= 8)
     ROWS: tl.constexpr = columns[BEGIN].shape[0]
-    parts = ()
-    for k in tl.static_range(WIDTH):
+    parts = (tl.reshape(columns[BEGIN], (ROWS, 1)),)
+    for k in tl.static_range(1, WIDTH):
         parts += (tl.reshape(columns[BEGIN + k], (ROWS, 1)),)
     for level in tl.static_range(LEVELS):
         wholes = ()

@@ -1,4 +1,6 @@
-"""The calls whose machine code is judged: what the networks of the README launch, on two samples.
+"""The calls whose machine code is judged: what the networks of the README launch.
+
+On one sample: a batch repeats its programs, which share nothing but rows, weights and caches.
 
 tests/test_gpu_static.py holds them to the bars; benchmarks/gpu_static.py makes a table of them.
 """
@@ -62,7 +64,7 @@ class Call(NamedTuple):
 
 
 def _image(channels: int, size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(2, size, size, channels).to(dtype).movedim(-1, 1)
+    return torch.randn(1, size, size, channels).to(dtype).movedim(-1, 1)
 
 
 def _normalised(
@@ -76,10 +78,10 @@ def _normalised(
     dtype: torch.dtype = torch.bfloat16,
     backward: bool = False,
 ) -> Callable[[], Work]:
-    """group_norm_silu of an image [2, channels, size, size], ``skip`` of whose channels join it."""
+    """group_norm_silu of an image [1, channels, size, size], ``skip`` of whose channels join it."""
 
     def rows(wanted: bool, count: int) -> Tensor | None:
-        return torch.randn(2, count).to(dtype) if wanted else None
+        return torch.randn(1, count).to(dtype) if wanted else None
 
     def run() -> Work:
         own = channels - skip
@@ -108,7 +110,7 @@ def _normalised(
 def _summed(channels: int, size: int, resample: str | None) -> Callable[[], Work]:
     def run() -> Work:
         x, residual = _image(channels, size), _image(channels, size)
-        row = torch.randn(2, channels).bfloat16()
+        row = torch.randn(1, channels).bfloat16()
         if resample is None:
             total = ops.residual_sum(x, row=row, residual=residual, backend="triton")
             return Work(total.numel(), [x, residual, row, total])
@@ -130,7 +132,7 @@ def _stepped(name: str) -> Callable[[], Work]:
         # A kernel module is imported when it is used, like triton.
         from fastddpm.kernels.ancestral_step import triton_kernel
 
-        call = every[name]._replace(shape=(2, 3, 32, 32)).call(1)
+        call = every[name]._replace(shape=(1, 3, 32, 32)).call(1)
         triton_kernel.launch(call).run()
         read, written = [call.x, call.model_output, call.noise], [call.x, call.x_0]
         return Work(call.x.numel(), [*read, *written, call.network_input])
@@ -139,14 +141,14 @@ def _stepped(name: str) -> Callable[[], Work]:
 
 
 def _diffused() -> Work:
-    x_0, t, table = torch.randn(2, 3, 32, 32), torch.tensor([3, 900]), torch.rand(1000, 2)
-    seed, indices, step = noise.seed_tensor(0), torch.arange(2), torch.tensor([7])
+    x_0, t, table = torch.randn(1, 3, 32, 32), torch.tensor([900]), torch.rand(1000, 2)
+    seed, indices, step = noise.seed_tensor(0), torch.arange(1), torch.tensor([7])
     made = ops.q_sample(x_0, t, table, seed, indices, step, backend="triton")
     return Work(x_0.numel(), [x_0, *made])
 
 
 def _drawn() -> Work:
-    seed, indices, steps = noise.seed_tensor(0), torch.arange(2), torch.tensor([7])
+    seed, indices, steps = noise.seed_tensor(0), torch.arange(1), torch.tensor([7])
     out = ops.normal(seed, indices, steps, (3, 32, 32), Purpose.INITIAL, backend="triton")
     return Work(out.numel(), [out])
 

@@ -50,31 +50,24 @@ def _pack(form: Form) -> Operation:
 
 
 def _float_to_float(form: Form, source: str, result: str) -> Operation:
+    if source == result:
+        rounding = TO_INTEGER[form.one_of(*TO_INTEGER)]
+        return build(form, result, [source], flushed(form, result, rounding))
     if width(result) < width(source):
         form.one_of("rn")
-    rounding = form.one_of(*TO_INTEGER, default="none")
-    if rounding != "none" and source != result:
-        raise form.unsupported("rounding to an integer in another type")
-
-    def function(values: Array) -> Array:
-        if rounding != "none":
-            return TO_INTEGER[rounding](values)
-        wide = np.float32 if result == "f32" else np.float64
-        return values.astype(wide)
-
-    if "ftz" in form.left and {source, result} != {"f32"} and source != "f32":
-        raise form.unsupported(".ftz of this conversion")
-    if source == "f32" and result != "f32":
-        ftz = form.flag("ftz")
-        if ftz:
-            raise form.unsupported(".ftz of a narrowing conversion")
-    return build(form, result, [source], flushed(form, result, function))
+    # Halves are encoded from float64.
+    number = np.float32 if result == "f32" else np.float64
+    return build(
+        form, result, [source], flushed(form, result, lambda values: values.astype(number))
+    )
 
 
 def _float_to_integer(form: Form, source: str, result: str) -> Operation:
     rounding = form.one_of(*TO_INTEGER)
-    form.flag("ftz")  # a subnormal number is rounded to an integer: zero, unless by rmi or rpi
-    if rounding in ("rmi", "rpi") and "ftz" in form.instruction.modifiers:
+    if width(result) == 64 or source == "f64":
+        raise form.unsupported("another result for NaN than 0")
+    if form.flag("ftz") and rounding in ("rmi", "rpi"):
+        # To nearest and toward zero, a subnormal number becomes zero anyway.
         raise form.unsupported(".ftz with a directed rounding")
     form.flag("sat")  # the conversion always saturates
     numbers = np.iinfo((SIGNED if result[0] == "s" else UNSIGNED)[width(result)])

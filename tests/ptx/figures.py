@@ -18,8 +18,8 @@ class Figures:
 
     warps:         of 32 threads a program.
     registers, stack, spills, shared: see Resources.
-    load_bits, store_bits: widths of the bulk accesses: those to tensors that at least an eighth as
-                   many bytes move to or from as of the busiest. Rows and statistics move fewer.
+    load_bits, store_bits: widths of the bulk accesses: those to tensors to or from which at least
+                   a quarter as many bytes move as for the busiest. Rows and statistics are less.
     special:       special-function instructions an element.
     instructions:  machine instructions an element; of a kernel with a loop, as often as its PTX
                    instructions are executed on average.
@@ -83,5 +83,5 @@ def _repeats(run: Execution, read: Resources, threads: int) -> float:
 def _bulk_bits(run: Execution, kind: str) -> tuple[int, ...]:
     moved = {id(t): t for t in run.traffic.values()}.values()
     largest = max((t.loaded + t.stored for t in moved), default=0)
-    bulk = [t for t in moved if 8 * (t.loaded + t.stored) >= largest]
+    bulk = [t for t in moved if 4 * (t.loaded + t.stored) >= largest]
     return tuple(sorted({bits for t in bulk for way, bits in t.widths if way == kind}))

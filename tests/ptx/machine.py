@@ -230,9 +230,13 @@ class Machine:
 
     def whole_warps(self) -> None:
         """An instruction that a warp executes together must find all its lanes."""
-        warps = self.active.reshape(-1, WARP)
-        for warp in np.flatnonzero(warps.any(axis=1) & ~warps.all(axis=1))[:1]:
-            raise Fault(f"{self.where(int(warp) * WARP)}: only some lanes of a warp are here")
+        whole = self.active.reshape(-1, WARP).all(axis=1)
+        self.refuse(np.repeat(~whole, WARP), "only some lanes of a warp are here")
+
+    def refuse(self, wrong: Array, reason: str) -> None:
+        """A Fault if anything is wrong with an active lane."""
+        for lane in np.flatnonzero(wrong & self.active)[:1]:
+            raise Fault(f"{self.where(int(lane))}: {reason}")
 
     # Messages
 

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,12 +86,11 @@ def _ask_worker(request: Request, key: bytes) -> Compiled:
 
 
 def _start_worker() -> subprocess.Popen[bytes]:
-    package = __package__ or ""
-    root = Path(__file__).parents[package.count(".") + 1]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, sys.path)])
+    # What this process can import, the worker can: kernels come by the name of their module.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     worker = subprocess.Popen(
-        [sys.executable, "-c", f"from {package}.compile_worker import main; main()"],
+        [sys.executable, "-c", f"from {__package__}.compile_worker import main; main()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,

@@ -35,8 +35,7 @@ def shuffle(form: Form) -> Effect:
         valid = chosen >= last if mode == "up" else chosen <= last
         chosen = np.where(valid, chosen, lane)
         absolute = np.arange(machine.lanes) - lane + chosen
-        silent = ~machine.active[absolute][machine.active]
-        machine.requests(absolute[machine.active]).refuse(silent, "shuffle from an inactive lane")
+        machine.refuse(~machine.active[absolute], "shuffle from an inactive lane")
         machine.write(target, machine.bits(value, 32)[absolute], "b32")
         if isinstance(target, Register) and target.other:
             machine.write(Register(target.other), valid, "pred")
@@ -142,5 +141,4 @@ def _check_mask(machine: Machine, operand: Operand) -> None:
     """A .sync instruction must be executed by exactly the lanes that its mask names."""
     mask = machine.bits(operand, 32)
     executing = np.repeat(_mask(machine.active.reshape(-1, WARP)), WARP)
-    wrong = (mask != executing)[machine.active]
-    machine.requests(mask[machine.active]).refuse(wrong, "the mask names other lanes than run this")
+    machine.refuse(mask != executing, "the mask names other lanes than run this")

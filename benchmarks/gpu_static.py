@@ -1,0 +1,101 @@
+"""What each kernel's machine code costs, read and executed without a GPU.
+
+For every call of tests/ptx/calls.py and sm_80, sm_90, sm_100: registers, stack, spills, shared
+memory, width of the bulk loads and stores, special-function and machine instructions an element,
+and the bytes moved as a multiple of the least (each input read once, each output written once).
+
+Run: python -m benchmarks.gpu_static [--only TEXT]
+Prints a table; writes benchmarks/results/gpu_static.json unless --only chooses some of the calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+# The ops launch kernels on CPU tensors only where Triton interprets; nothing is interpreted here.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from ptx import SMS, Figures, compile_all, figures  # noqa: E402
+from ptx.calls import CALLS, Call  # noqa: E402
+
+from benchmarks import report  # noqa: E402
+
+RESULT = report.RESULTS / "gpu_static.json"
+COLUMNS = {
+    "sm": "sm",
+    "warps": "warps",
+    "registers": "registers",
+    "stack": "stack",
+    "spills": "spills",
+    "shared": "shared",
+    "load_bits": "load",
+    "store_bits": "store",
+    "special": "MUFU/el.",
+    "instructions": "instr./el.",
+    "ratio": "bytes ÷ least",
+}
+
+
+def measure(call: Call) -> list[dict[str, Any]]:
+    """A row for each kernel and sm; ``ratio`` is that of the whole call."""
+    launches, work = call.launches()
+    compile_all(launches)
+    rows = []
+    for sm in SMS:
+        kernels = figures(launches, sm, work.elements, call.in_place)
+        moved = sum(kernel.bytes_moved for kernel in kernels)
+        rows += [_row(call, kernel, moved / work.least_bytes) for kernel in kernels]
+    return rows
+
+
+def _row(call: Call, kernel: Figures, ratio: float) -> dict[str, Any]:
+    names = ("kernel", "sm", "warps", "registers", "stack", "spills", "shared", "bytes_moved")
+    return {
+        "call": call.name,
+        **{name: getattr(kernel, name) for name in names},
+        "load_bits": list(kernel.load_bits),
+        "store_bits": list(kernel.store_bits),
+        "special": round(kernel.special, 2),
+        "instructions": round(kernel.instructions, 1),
+        "ratio": round(ratio, 3),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        f"| call | kernel | {' | '.join(COLUMNS.values())} |",
+        f"|---|---|{'---:|' * len(COLUMNS)}",
+    ]
+    for row in rows:
+        cells = [_cell(row[name]) for name in COLUMNS]
+        lines.append(f"| {row['call']} | {row['kernel']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(str(bits) for bits in value) or "–" if isinstance(value, list) else str(value)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", metavar="TEXT", help="calls whose name has this")
+    only = parser.parse_args().only
+    rows: list[dict[str, Any]] = []
+    for call in (call for call in CALLS if only in call.name):
+        print(call.name, file=sys.stderr)
+        rows += measure(call)
+    print(table(rows))
+    if not only:
+        report.write(RESULT, report.origin() | {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
