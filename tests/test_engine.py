@@ -96,6 +96,18 @@ def test_state_and_index_stay_where_they_are() -> None:
     assert len(given) == 6
 
 
+def test_a_runner_prepared_in_inference_mode_runs_outside_and_the_other_way_round() -> None:
+    x, plan = torch.ones(2), Plan((2,), NUM_STEPS, CPU)
+    with torch.inference_mode():
+        inside = eager.prepare(affine, plan)
+        expected = inside(x)
+    outside = eager.prepare(affine, plan)
+    assert torch.equal(inside(x), expected)
+    with torch.inference_mode():
+        assert torch.equal(outside(x), expected)
+    assert torch.equal(outside(x), expected)
+
+
 def test_begin_is_called_with_the_state_before_the_first_step() -> None:
     plan = Plan((2,), NUM_STEPS, CPU)
     runner = eager.prepare(Carrying((2,)), plan)

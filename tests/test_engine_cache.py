@@ -36,6 +36,7 @@ def test_the_least_recently_used_goes() -> None:
 
 def test_who_asks_meanwhile_gets_another_one() -> None:
     cache, make = RunnerCache[Any](2), Made()
+    borrow(cache, "a", make)
     with cache.borrow("a", lambda: make("a")) as first:
         with cache.borrow("a", lambda: make("a")) as second:
             assert (first, second) == (("a", 1), ("a", 2))

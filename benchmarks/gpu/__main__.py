@@ -14,6 +14,8 @@ from benchmarks import gpu, report
 from benchmarks.gpu import parts
 from benchmarks.gpu.options import PARTS, Options
 
+# Seconds for all parts.
+LIMIT, QUICK_LIMIT = 4 * 3600.0, 600.0
 NO_GPU = "benchmarks.gpu needs a CUDA device, and this torch sees none"
 
 
@@ -29,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     device = torch.cuda.get_device_name()
     out = given.out or report.RESULTS / f"gpu_{re.sub('[^a-z0-9]+', '_', device.lower())}.json"
-    result = parts.run_all(given.parts, _command(given), out, _header(options), given.limit)
+    limit = given.limit or (QUICK_LIMIT if given.quick else LIMIT)
+    result = parts.run_all(given.parts, _command(given), out, _header(options), limit)
     print(f"written: {out}")
     return 0 if sound(result) else 1
 
@@ -90,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--parts", type=_parts, default=list(PARTS), help=f"of {','.join(PARTS)} (default: all)")
     add("--batch", type=_numbers, help="batch sizes of the throughput, for instance 1,16,64,256")
     add("--dtype", type=_words, help="of float32,tf32,bfloat16 (default: all)")
-    add("--limit", type=float, default=4 * 3600, help="seconds for all parts (default: 4 hours)")
+    add("--limit", type=float, help="seconds for all parts (default: 4 hours; 600 if quick)")
     add("--out", type=Path, help="JSON to write (default: benchmarks/results/gpu_<device>.json)")
     add("--piece", type=Path, help=argparse.SUPPRESS)
     return parser

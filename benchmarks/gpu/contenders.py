@@ -18,6 +18,7 @@ from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler, UNet, timesteps
 from fastddpm.engine import precision
 from fastddpm.integrations.diffusers import DiffusersReader
 
+DEVICE = "cuda"
 OURS, EAGER = "fastddpm", "diffusers eager"
 Draw = Callable[[], Tensor]
 
@@ -61,7 +62,7 @@ def ours(
         our_network(rival),
         diffusion.respace(timesteps.linspace(1000, steps)),
         engine=engine,
-        device="cuda",
+        device=DEVICE,
         dtype=dtype_of(dtype),
         tf32=dtype == "tf32",
     )
@@ -84,7 +85,7 @@ def compiled(rival: nn.Module, batch: int, dtype: str, steps: int, mode: str) ->
 
 
 def _placed(rival: nn.Module, dtype: str) -> nn.Module:
-    return copy.deepcopy(rival).to("cuda", dtype_of(dtype))
+    return copy.deepcopy(rival).to(DEVICE, dtype_of(dtype))
 
 
 def _diffusers(
@@ -95,13 +96,13 @@ def _diffusers(
 
     scheduler = DDPMScheduler(num_train_timesteps=1000, variance_type="fixed_large")
     scheduler.set_timesteps(steps)
-    on_gpu = scheduler.timesteps.to("cuda")
+    on_gpu = scheduler.timesteps.to(DEVICE)
     shape = (batch, network.config.in_channels, *[network.config.sample_size] * 2)
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
 
     @torch.no_grad()
     def draw() -> Tensor:
-        image = torch.randn(shape, generator=generator, device="cuda", dtype=network.dtype)
+        image = torch.randn(shape, generator=generator, device=DEVICE, dtype=network.dtype)
         for k, t in enumerate(scheduler.timesteps):
             if call is None:
                 output = network(image, t, return_dict=False)[0]

@@ -23,7 +23,7 @@ def launches(call: Callable[[], object], steps: int) -> dict[str, Any]:
     seen = [
         (event.name, event.time_range.elapsed_us())
         for event in profiler.events()
-        if event.device_type == DeviceType.CUDA
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
     ]
     return counted(seen, steps)
 

@@ -1,6 +1,7 @@
 """An H100 as far as Inductor's lowering looks: device properties, a Triton driver, a device guard.
 
-Only for tracing with fake tensors and generating code; anything that would run still fails.
+Only for tracing with fake tensors and generating code; anything that would run still fails. A
+process that has pretended must not compile for a real GPU afterwards: Inductor remembers.
 """
 
 from __future__ import annotations

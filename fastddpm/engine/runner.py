@@ -28,8 +28,10 @@ class ChainRunner(ABC):
         self.plan = plan
         self.call = call or step
         self._begin = getattr(step, "begin", None)
-        self._state = torch.zeros(plan.shape, dtype=plan.dtype, device=plan.device)
-        self._index = torch.zeros(1, dtype=torch.int64, device=plan.device)
+        # Tensors made in a caller's inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            self._state = torch.zeros(plan.shape, dtype=plan.dtype, device=plan.device)
+            self._index = torch.zeros(1, dtype=torch.int64, device=plan.device)
         self._runs = 0
 
     def __call__(self, x: Tensor, start: int | None = None, steps: int | None = None) -> Tensor:

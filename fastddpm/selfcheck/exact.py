@@ -70,8 +70,8 @@ def learned_step(backend: str, device: torch.device) -> Outcome:
 def q_sample(backend: str, device: torch.device) -> Outcome:
     """ops.q_sample on a backend: x_t and the noise in it."""
     bits = Bits()
-    t_axis = torch.linspace(0.1, 1.5, 11, dtype=torch.float32)
-    table = torch.stack([1 / (1 + t_axis), t_axis / (1 + t_axis)], dim=1)
+    spread = torch.arange(11, dtype=torch.float32) / 8
+    table = torch.stack([1 / (1 + spread), spread / (1 + spread)], dim=1)
     for case in q_cases.CASES:
         batch = case.shape[0]
         indices = torch.tensor([case.first_index + k for k in range(batch)]).long()

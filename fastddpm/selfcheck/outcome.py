@@ -33,8 +33,10 @@ class Outcome:
     sha256: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, which has no NaN and no infinity: those become text."""
+        values = asdict(self).items()
+        odd = {k: str(v) for k, v in values if isinstance(v, float) and not math.isfinite(v)}
+        return dict(values) | odd
 
 
 @dataclass(frozen=True)

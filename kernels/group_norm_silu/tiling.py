@@ -25,8 +25,9 @@ MOST_CHANNELS = 64
 # Up to here all positions of a block fit one program: 1024 positions × 16 channels are 8 warps.
 ONE_PASS_POSITIONS = 1024
 SPLIT_ELEMENTS = 16384
-# The partial results that one prologue merges.
-MOST_CHUNKS = 64
+# The partial results that each program merges first: forward two numbers a group; backward two a
+# channel, which at 64 would be as many bytes as the program's own tile.
+MOST_CHUNKS = {1: 64, 2: 8}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def split_tile(
     rows = max(1, min(SPLIT_ELEMENTS // live // wide.channels, power_of_two(positions)))
     tile = _tile(rows, MOST_CHANNELS, channels, num_groups, itemsize, elements)
     tiles = -(-positions // rows)
-    per_chunk = -(-tiles // MOST_CHUNKS)
+    per_chunk = -(-tiles // MOST_CHUNKS[live])
     return tile, per_chunk, -(-tiles // per_chunk)
 
 

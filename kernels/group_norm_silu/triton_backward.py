@@ -57,10 +57,12 @@ def group_norm_silu_backward_one_pass(
     factor, offset = load_affine(
         *(weight, bias, scale, shift, sample, channels, held, scale_stride, shift_stride, EXACT)
     )
-    group_mean, group_rstd = load_statistics(mean, rstd, sample, channels, held, CHANNELS, GROUP)
+    centre, group_rstd = load_statistics(
+        *(mean, rstd, row, sample, channels, held, row_stride, CHANNELS, GROUP, EXACT)
+    )
     dz, xhat = load_dz(
-        *(dy, x, row, sample, position, channels, held, row_stride),
-        *(factor, offset, group_mean, group_rstd, POSITIONS, CHANNELS, EXACT, SILU),
+        *(dy, x, sample, position, channels, held),
+        *(factor, offset, centre, group_rstd, POSITIONS, CHANNELS, EXACT, SILU),
     )
     s1, s2 = tl.sum(dz, axis=0), tl.sum(dz * xhat, axis=0)
     out = sums + sample * CHANNELS + channels

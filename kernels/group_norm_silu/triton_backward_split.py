@@ -54,14 +54,16 @@ def group_norm_silu_backward_sums(
     factor, offset = load_affine(
         *(weight, bias, scale, shift, sample, channels, held, scale_stride, shift_stride, EXACT)
     )
-    group_mean, group_rstd = load_statistics(mean, rstd, sample, channels, held, CHANNELS, GROUP)
+    centre, group_rstd = load_statistics(
+        *(mean, rstd, row, sample, channels, held, row_stride, CHANNELS, GROUP, EXACT)
+    )
     s1 = tl.zeros((TILE_C,), tl.float32)
     s2 = tl.zeros((TILE_C,), tl.float32)
     for tile in range(TILES):
         position = (chunk * TILES + tile) * TILE_P + tl.arange(0, TILE_P)[:, None]
         dz, xhat = load_dz(
-            *(dy, x, row, sample, position, channels, held, row_stride),
-            *(factor, offset, group_mean, group_rstd, POSITIONS, CHANNELS, EXACT, SILU),
+            *(dy, x, sample, position, channels, held),
+            *(factor, offset, centre, group_rstd, POSITIONS, CHANNELS, EXACT, SILU),
         )
         s1 += tl.sum(dz, axis=0)
         s2 += tl.sum(dz * xhat, axis=0)
@@ -118,16 +120,16 @@ def group_norm_silu_backward_apply(
             *(weight, bias, scale, shift, sample, channels, held),
             *(scale_stride, shift_stride, EXACT),
         )
-        group_mean, group_rstd = load_statistics(
-            mean, rstd, sample, channels, held, CHANNELS, GROUP
+        centre, group_rstd = load_statistics(
+            *(mean, rstd, row, sample, channels, held, row_stride, CHANNELS, GROUP, EXACT)
         )
         a, b, c = coefficients(s1, s2, factor, group_rstd, POSITIONS, GROUP, TILE_C, TILE_G)
         s3 = tl.zeros((TILE_C,), tl.float32)
         for tile in range(TILES):
             position = (chunk * TILES + tile) * TILE_P + tl.arange(0, TILE_P)[:, None]
             dz, xhat = load_dz(
-                *(dy, x, row, sample, position, channels, held, row_stride),
-                *(factor, offset, group_mean, group_rstd, POSITIONS, CHANNELS, EXACT, SILU),
+                *(dy, x, sample, position, channels, held),
+                *(factor, offset, centre, group_rstd, POSITIONS, CHANNELS, EXACT, SILU),
             )
             value = store_dx(
                 *(dx, d_total, dz, xhat, a, b, c, sample, position, channels, held),

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from fastddpm.kernels.group_norm_silu.triton_tile import (
     gather_groups,
-    load_sum,
+    load_row,
     load_tile,
     sigmoid,
     spread_groups,
@@ -23,26 +23,36 @@ from fastddpm.kernels.group_norm_silu.triton_tile import (
 
 @triton.jit
 def load_statistics(
-    mean, rstd, sample, channels, held, CHANNELS: tl.constexpr, GROUP: tl.constexpr
+    mean,
+    rstd,
+    row,
+    sample,
+    channels,
+    held,
+    row_stride,
+    CHANNELS: tl.constexpr,
+    GROUP: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    """mean and rstd of each channel's group, [TILE_C]."""
+    """centre and rstd [TILE_C] of xhat = (x − centre)·rstd: the group's mean, less the row."""
     at = sample * (CHANNELS // GROUP) + channels // GROUP
-    return tl.load(mean + at, held, 0.0), tl.load(rstd + at, held, 0.0)
+    centre = tl.load(mean + at, held, 0.0)
+    if row is not None:
+        centre -= load_row(row, sample, channels, held, row_stride, CHANNELS, 0, EXACT)
+    return centre, tl.load(rstd + at, held, 0.0)
 
 
 @triton.jit
 def load_dz(
     dy,
     x,
-    row,
     sample,
     position,
     channels,
     held,
-    row_stride,
     factor,
     offset,
-    group_mean,
+    centre,
     group_rstd,
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -53,14 +63,11 @@ def load_dz(
 
     silu'(z) = σ(z)·(1 + z·(1 − σ(z))).
     """
-    h = load_sum(
-        *(x, row, None, None, sample, position, channels, held, row_stride),
-        *(POSITIONS, CHANNELS, 0, EXACT),
-    )
     mask = (position < POSITIONS) & held[None, :]
     at = sample * (POSITIONS * CHANNELS) + position * CHANNELS + channels[None, :]
+    h = load_tile(x + at, mask, EXACT).to(tl.float32)
     dz = load_tile(dy + at, mask, EXACT).to(tl.float32)
-    xhat = (h - group_mean[None, :]) * group_rstd[None, :]
+    xhat = (h - centre[None, :]) * group_rstd[None, :]
     if SILU:
         z = xhat * factor[None, :] + offset[None, :]
         s = sigmoid(z, x.dtype.element_ty != tl.float32)
