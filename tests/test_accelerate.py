@@ -96,6 +96,23 @@ def test_weights_that_change_later_are_taken_over() -> None:
     assert close(answer, model(x.double(), t).sample)
 
 
+@torch.no_grad()
+def test_a_sampler_sees_what_torch_does_not_count() -> None:
+    """A write through parameter.data, and a caller's inference mode."""
+    model = foreign()
+    schedule = fastddpm.NoiseSchedule.linear(1000).respace([10, 500])
+    diffusion = fastddpm.GaussianDiffusion(schedule)
+    fast = fastddpm.Sampler(fastddpm.accelerate(model), diffusion, "reference")
+    half = fastddpm.Sampler(model, diffusion, "reference", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        first, first_half = fast.sample(2), half.sample(2)
+    model.conv_out.weight.data.mul_(2)
+    second, second_half = fast.sample(2), half.sample(2)
+    plain = fastddpm.Sampler(model, diffusion, "reference").sample(2)
+    assert (second - plain).abs().max() < 1e-4 < (second - first).abs().max()
+    assert (second_half - plain).abs().mean() < 0.05 and not torch.equal(first_half, second_half)
+
+
 def test_the_source_stays_as_it_is() -> None:
     model = foreign().train()
     state = {k: v.clone() for k, v in model.state_dict().items()}

@@ -385,7 +385,7 @@ def test_nan_in_the_chain(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--engine", "compile"], "not built yet"),
+        (["--engine", "cpu"], "not built yet"),
         (["--engine", "warp"], "engine is one of"),
         (["--dtype", "int8"], "--dtype"),
         (["--format", "gif"], "--format"),
@@ -416,7 +416,7 @@ def test_an_output_that_cannot_be_made(model: str, tmp_path: Path) -> None:
 
 
 def test_debug_shows_the_traceback(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("sample", "-m", model, "--engine", "compile")
+    arguments = ("sample", "-m", model, "--engine", "cpu")
     assert isinstance(run("--debug", *arguments).exception, ValueError)
     monkeypatch.setenv("FASTDDPM_DEBUG", "1")
     assert isinstance(run(*arguments).exception, ValueError)

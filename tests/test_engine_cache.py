@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastddpm.engine import RunnerCache, serving_size
+from fastddpm.engine import RunnerCache
 
 
 class Made:
@@ -59,34 +59,6 @@ def test_what_was_borrowed_before_a_clear_does_not_come_back() -> None:
     assert borrow(cache, "a", make) == ("a", 2)
 
 
-def test_many_are_prepared_the_largest_first() -> None:
-    cache, make = RunnerCache[Any](3), Made()
-    borrow(cache, 4, make)
-    cache.prepare_many([1, 8, 4, 8], make)
-    assert make.made == [4, 8, 1]
-
-
 def test_a_cache_holds_at_least_one() -> None:
     with pytest.raises(ValueError, match="capacity=0"):
         RunnerCache(0)
-
-
-@pytest.mark.parametrize(
-    ("rows", "prepared", "size"),
-    [
-        (3, [], None),
-        (3, [1, 2], None),
-        (3, [3, 4], 3),
-        (3, [64, 8, 4, 1], 4),
-        (0, [2, 1], 1),
-    ],
-)
-def test_the_smallest_prepared_size_serves_a_tail(
-    rows: int, prepared: list[int], size: int | None
-) -> None:
-    assert serving_size(rows, prepared) == size
-
-
-def test_a_batch_has_no_negative_rows() -> None:
-    with pytest.raises(ValueError, match="-1"):
-        serving_size(-1, [1])

@@ -40,6 +40,10 @@ SPLIT = (
 )
 
 
+# Torch's own sum of a few numbers may be exact by chance.
+SLACK = torch.finfo(torch.float32).eps
+
+
 def check(case: Case, sm: int, dtype: torch.dtype) -> None:
     tensors = case.tensors(dtype)
     exact, exact_total = formula(case, tensors)
@@ -58,7 +62,8 @@ def check_gradients(case: Case, sm: int, dtype: torch.dtype) -> None:
     with emulated(sm, partial=("sums",)):
         ours = gradients(case, tensors, lambda t: run(case, t), seeds)
     for name, gradient in ours.items():
-        assert_at_most_twice(name, gradient, torchs[name], exact[name])
+        slack = SLACK if gradient.dtype == torch.float32 else 0.0
+        assert_at_most_twice(name, gradient, torchs[name], exact[name], slack)
 
 
 @every_sm

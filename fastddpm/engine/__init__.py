@@ -1,7 +1,7 @@
 """Engines: run one step many times. ``prepare(step, plan) -> Runner``; see engine/plan.py for the
 contract."""
 
-from fastddpm.engine.cache import RunnerCache, serving_size
+from fastddpm.engine.cache import RunnerCache
 from fastddpm.engine.plan import CannotPrepare, Plan, Prepare, Runner, Step
 from fastddpm.engine.precision import precision
 from fastddpm.engine.selection import ENGINES, Selection, select
@@ -19,5 +19,4 @@ __all__ = [
     "Step",
     "precision",
     "select",
-    "serving_size",
 ]

@@ -7,7 +7,7 @@ another one.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -48,13 +48,6 @@ class RunnerCache(Generic[T]):
             if epoch == self._epoch:
                 self._keep(key, runner)
 
-    def prepare_many(self, sizes: Iterable[int], make: Callable[[int], T]) -> None:
-        """Prepare a runner for each batch size that has none, the largest first: the graphs of
-        smaller ones then fit into the memory of the largest."""
-        for size in sorted(set(sizes), reverse=True):
-            with self.borrow(size, lambda size=size: make(size)):  # type: ignore[misc]
-                pass
-
     def clear(self) -> None:
         """Let go of all runners, of borrowed ones when they come back."""
         self._epoch += 1
@@ -65,16 +58,3 @@ class RunnerCache(Generic[T]):
         self._kept.move_to_end(key)
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
-
-
-def serving_size(rows: int, prepared: Iterable[int]) -> int | None:
-    """The prepared batch size that serves ``rows`` rows, or None if none does.
-
-    The smallest one >= rows: the rows beyond are made up and dropped, which is exact because no
-    row's noise depends on another. It saves a capture, and costs the time of the larger batch.
-
-    Raises ValueError for fewer than 0 rows.
-    """
-    if rows < 0:
-        raise ValueError(f"a batch has at least 0 rows, got {rows}")
-    return min((size for size in prepared if size >= rows), default=None)

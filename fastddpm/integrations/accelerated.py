@@ -38,9 +38,13 @@ class Converted(nn.Module):
         self._unet = (reader.unet(source).to(device_of(source, None), dtype_of(source)),)
         self._weights = Fingerprint.of(source)
 
-    def current_unet(self) -> UNet:
-        """The U-Net with the source's weights of this moment, on its device and in its dtype."""
-        if self._weights.changed():
+    def current_unet(self, *, reread: bool = False) -> UNet:
+        """The U-Net with the source's weights of this moment, on its device and in its dtype.
+
+        reread: copy them even if they seem unchanged, as after a write to ``parameter.data``, which
+        torch does not count.
+        """
+        if reread or self._weights.changed():
             tensors = next(self.source.parameters())
             unet = self._unet[0].to(tensors.device, tensors.dtype)
             unet.load_state_dict(self._reader.weights(self.source))
@@ -55,8 +59,9 @@ class Converted(nn.Module):
 class Accelerated(nn.Module):
     """``source`` as a drop-in that an engine runs, in evaluation mode and without gradients.
 
-    Its weights are the source's: what changes there is taken over at the next call. Attributes that
-    it does not have (config, image_size, ...) are the source's too.
+    Its weights are the source's: what changes there is taken over at the next call (but what is
+    written through ``parameter.data`` only by a Sampler, since torch does not count it). Attributes
+    that it does not have (config, image_size, ...) are the source's too.
 
     source:  the model that it stands for.
     network: what runs: the source, or its ``Converted``. Called as (x [B, C, H, W], t [B]) or, with
@@ -91,9 +96,10 @@ class Accelerated(nn.Module):
         t = torch.as_tensor(t, device=x.device)
         return self._run(x, t.expand(x.shape[0]), labels)
 
-    def current_unet(self) -> UNet | None:
-        """The fastddpm.UNet that runs; None if the source runs as it is."""
-        return unet_of(self._network[0])
+    def current_unet(self, *, reread: bool = False) -> UNet | None:
+        """The fastddpm.UNet that runs; None if the source runs as it is. reread: as in
+        ``Converted.current_unet``."""
+        return unet_of(self._network[0], reread=reread)
 
     def explain(self) -> str:
         """Which network and which engine run, and why not the others."""

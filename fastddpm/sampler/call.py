@@ -90,9 +90,10 @@ class NetworkCall:
             return step.output.to(x.device, x.dtype, copy=True)
 
     def _refreshed(self) -> Network:
-        if self._network is None or self._network.refresh():
-            self._kept.clear()
-            self._network = self._make()
+        with torch.inference_mode(False):
+            if self._network is None or self._network.refresh(reread=False):
+                self._kept.clear()
+                self._network = self._make()
         return self._network
 
     def _prepare(self, network: Network, x: Tensor, t: Tensor, labels: Tensor | None) -> Prepared:

@@ -36,6 +36,11 @@ class Moment(NamedTuple):
     x_t: Tensor
     x_0: Tensor | None
 
+    def first(self, rows: int) -> Moment:
+        """Of the first ``rows`` samples alone."""
+        x_0 = None if self.x_0 is None else self.x_0[:rows]
+        return Moment(self.i, self.x_t[:rows], x_0)
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -101,8 +106,9 @@ class Chain:
     ) -> Tensor:
         """The image at the end of ``run``; ``after_step`` is called after each step."""
         image = x
+        moments = self.run(x, noise, start, labels=labels, rows=rows)
         with self.running():
-            for moment in self.run(x, noise, start, labels=labels, rows=rows):
+            for moment in moments:
                 image = moment.x_t
                 after_step()
         return image.clone()
@@ -118,7 +124,9 @@ class Chain:
         estimates: bool = False,
         shown_every: int = CHECK_EVERY,
     ) -> Iterator[Moment]:
-        """Take the steps start, ..., 0 from the state x; to be read inside ``running``.
+        """Take the steps start, ..., 0 from the state x, with the weights of this moment.
+
+        To be read inside ``running``.
 
         x:      float32 [B, C, H, W].
         labels: [B, ...] on the device, or None.
@@ -129,16 +137,27 @@ class Chain:
         timestep; at the latest CHECK_EVERY steps on, and before it yields an index that is a
         multiple of ``shown_every``.
         """
-        batch = len(x)
-        x = _with_rows(x, rows or batch)
+        states = _with_rows(x, rows or len(x))
         kind = Kind(
-            tuple(x.shape),
+            tuple(states.shape),
             type(noise),
             None if labels is None else (tuple(labels.shape[1:]), labels.dtype),
             estimates,
         )
-        network = self._refreshed()
-        make = partial(self._prepare, network, kind, noise, labels)
+        make = partial(self._prepare, self._refreshed(), kind, noise, labels)
+        moments = self._moments(kind, make, states, noise, start, labels, shown_every)
+        return (moment.first(len(x)) for moment in moments)
+
+    def _moments(
+        self,
+        kind: Kind,
+        make: Callable[[], Prepared],
+        x: Tensor,
+        noise: NoiseSource,
+        start: int,
+        labels: Tensor | None,
+        shown_every: int,
+    ) -> Iterator[Moment]:
         # Borrowed: a stream that is read slowly may meet another call of its kind meanwhile.
         with self._kept.borrow(kind, make) as (step, runner):
             step.load(noise, labels)
@@ -146,7 +165,7 @@ class Chain:
             for i, state in runner.iterate(x, start):
                 if i % CHECK_EVERY == 0 or i % shown_every == 0:
                     step.check_finite()
-                yield Moment(i, state[:batch], None if step.x_0 is None else step.x_0[:batch])
+                yield Moment(i, state, step.x_0)
                 if i > 0:
                     step.refresh(noise, i - 1)
 
@@ -155,17 +174,21 @@ class Chain:
         """What holds while the network runs: evaluation mode, no gradients, and the precision asked
         for; the caller's own settings are restored after."""
         plain = self.engine.backend == "reference"
+        network = self._network or self._refreshed()
         with (
-            evaluating(self._refreshed().model),
+            evaluating(network.model),
             precision(tf32=self._tf32),
             ops.using("reference") if plain else nullcontext(),
         ):
             yield
 
     def _refreshed(self) -> Network:
-        if self._network is None or self._network.refresh():
-            self._kept.clear()
-            self._network = self._make_network()
+        """The network with the weights of this moment. They are read anew even where nothing tells
+        that they changed: it costs less than a step."""
+        with torch.inference_mode(False):
+            if self._network is None or self._network.refresh(reread=True):
+                self._kept.clear()
+                self._network = self._make_network()
         return self._network
 
     def _prepare(

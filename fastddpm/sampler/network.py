@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -25,8 +26,9 @@ Model = Callable[..., Any]
 class HasUNet(Protocol):
     """A model that may compute what a ``fastddpm.UNet`` does."""
 
-    def current_unet(self) -> UNet | None:
-        """That U-Net, with the weights of this moment; None if there is none."""
+    def current_unet(self, *, reread: bool = False) -> UNet | None:
+        """That U-Net, with the weights of this moment; None if there is none. reread: as in
+        ``Network.refresh``."""
         ...
 
 
@@ -52,9 +54,13 @@ class Network(Protocol):
         """The output at step i of the chain, int64 [1]."""
         ...
 
-    def refresh(self) -> bool:
+    def refresh(self, *, reread: bool) -> bool:
         """Take over weights that have changed since the last call; True if a capture made before
-        still reads the old ones and must be made anew."""
+        still reads the old ones and must be made anew.
+
+        reread: copy them again even if they seem unchanged. torch does not count what is written
+        through ``parameter.data``, as some averages of weights are.
+        """
         ...
 
 
@@ -98,12 +104,20 @@ class CallableNetwork:
             output = output.sample
         return _native(cast(Tensor, output))
 
-    def refresh(self) -> bool:
-        if not self._weights.changed():
+    def refresh(self, *, reread: bool) -> bool:
+        if reread:
+            # A model that is computed by a U-Net keeps a copy of its weights, too.
+            unet_of(self._source, reread=True)
+        if self._weights.moved():
+            self._place()
+            return True
+        source, copied = self._source, self.model
+        if not isinstance(source, nn.Module) or not isinstance(copied, nn.Module):
             return False
-        moved = self.model is not self._source or self._weights.moved() is not None
-        self._place()
-        return moved
+        if copied is not source and (reread or self._weights.changed()):
+            self._weights = Fingerprint.of(source)
+            _copy_weights(source, copied)
+        return False
 
 
 class PackedNetwork:
@@ -162,10 +176,10 @@ class PackedNetwork:
         t = self._timesteps.index_select(0, i) if self._reads_t else self._timesteps[:1]
         return _native(self._packed.denoise(x, rows, t))
 
-    def refresh(self) -> bool:
-        unet = unet_of(self._source)
+    def refresh(self, *, reread: bool) -> bool:
+        unet = unet_of(self._source, reread=reread)
         assert unet is not None
-        if self._weights.changed():
+        if reread or self._weights.changed():
             self._packed.refresh(unet)
             self._weights = Fingerprint.of(unet)
             if self._rows is not None:
@@ -196,7 +210,8 @@ def evaluating(model: Model) -> Iterator[None]:
     try:
         for module in modules:
             module.training = False
-        with torch.no_grad():
+        # A caller's inference mode would make of every buffer a tensor that only it may write.
+        with torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
@@ -235,11 +250,11 @@ def sample_shape(model: Model) -> tuple[int, ...] | None:
     return (channels, *sizes)
 
 
-def unet_of(model: Model) -> UNet | None:
-    """The U-Net that the model is or computes, or None."""
+def unet_of(model: Model, *, reread: bool = False) -> UNet | None:
+    """The U-Net that the model is or computes, or None; reread: as in ``Network.refresh``."""
     if isinstance(model, UNet):
         return model
-    return model.current_unet() if isinstance(model, HasUNet) else None
+    return model.current_unet(reread=reread) if isinstance(model, HasUNet) else None
 
 
 def _native(output: Tensor) -> Tensor:
@@ -251,6 +266,14 @@ def _floating(model: Model) -> list[Tensor]:
     if not isinstance(model, nn.Module):
         return []
     return [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
+
+
+@torch.no_grad()
+def _copy_weights(source: nn.Module, copy: nn.Module) -> None:
+    """Into the same storages: a captured graph goes on seeing them."""
+    own, their = (chain(m.parameters(), m.buffers()) for m in (copy, source))
+    for tensor, value in zip(own, their, strict=True):
+        tensor.copy_(value)
 
 
 def _placed(model: Model, device: torch.device, dtype: torch.dtype | None) -> Model:

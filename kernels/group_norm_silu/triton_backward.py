@@ -19,6 +19,7 @@ from fastddpm.kernels.group_norm_silu.triton_gradient import (
     load_dz,
     load_statistics,
     store_dx,
+    sum_positions,
 )
 from fastddpm.kernels.group_norm_silu.triton_tile import block_of, load_affine, store_tile
 
@@ -64,7 +65,7 @@ def group_norm_silu_backward_one_pass(
         *(dy, x, sample, position, channels, held),
         *(factor, offset, centre, group_rstd, POSITIONS, CHANNELS, EXACT, SILU),
     )
-    s1, s2 = tl.sum(dz, axis=0), tl.sum(dz * xhat, axis=0)
+    s1, s2 = sum_positions(dz, xhat)
     out = sums + sample * CHANNELS + channels
     store_tile(out, s1, held, EXACT)
     store_tile(out + sums_stride, s2, held, EXACT)

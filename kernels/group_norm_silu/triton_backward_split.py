@@ -19,6 +19,7 @@ from fastddpm.kernels.group_norm_silu.triton_gradient import (
     load_dz,
     load_statistics,
     store_dx,
+    sum_positions,
 )
 from fastddpm.kernels.group_norm_silu.triton_tile import block_of, load_affine, store_tile
 
@@ -65,8 +66,9 @@ def group_norm_silu_backward_sums(
             *(dy, x, sample, position, channels, held),
             *(factor, offset, centre, group_rstd, POSITIONS, CHANNELS, EXACT, SILU),
         )
-        s1 += tl.sum(dz, axis=0)
-        s2 += tl.sum(dz * xhat, axis=0)
+        dz_sum, dz_xhat_sum = sum_positions(dz, xhat)
+        s1 += dz_sum
+        s2 += dz_xhat_sum
     out = partials + (sample * CHUNKS + chunk) * (2 * CHANNELS) + channels
     store_tile(out, s1, held, EXACT)
     store_tile(out + CHANNELS, s2, held, EXACT)

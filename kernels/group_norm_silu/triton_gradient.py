@@ -15,6 +15,7 @@ from fastddpm.kernels.group_norm_silu.triton_tile import (
     gather_groups,
     load_row,
     load_tile,
+    product,
     sigmoid,
     spread_groups,
     store_tile,
@@ -76,6 +77,16 @@ def load_dz(
 
 
 @triton.jit
+def sum_positions(dz, xhat):
+    """S1 and S2 of a tile, [TILE_C]."""
+    # As in `square`: with few elements a thread may have one position only.
+    FEW: tl.constexpr = dz.shape[0] * dz.shape[1] < 512
+    if FEW:
+        dz = product(dz, 1.0)
+    return tl.sum(dz, axis=0), tl.sum(product(dz, xhat) if FEW else dz * xhat, axis=0)
+
+
+@triton.jit
 def coefficients(
     s1,
     s2,
@@ -88,8 +99,8 @@ def coefficients(
 ):
     """a, b, c [TILE_C] of dx = dz·a − xhat·b − c + d_total."""
     COUNT: tl.constexpr = POSITIONS * GROUP
-    mean_1 = gather_groups(s1 * factor, GROUP, TILE_G) / COUNT
-    mean_2 = gather_groups(s2 * factor, GROUP, TILE_G) / COUNT
+    mean_1 = gather_groups(product(s1, factor), GROUP, TILE_G) / COUNT
+    mean_2 = gather_groups(product(s2, factor), GROUP, TILE_G) / COUNT
     b = spread_groups(mean_2, GROUP, TILE_C) * group_rstd
     return factor * group_rstd, b, spread_groups(mean_1, GROUP, TILE_C) * group_rstd
 

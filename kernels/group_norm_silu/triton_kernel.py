@@ -21,6 +21,7 @@ from fastddpm.kernels.group_norm_silu.triton_tile import (
     load_affine,
     load_sum,
     spread_groups,
+    square,
     store_groups,
     store_tile,
     sum_groups,
@@ -77,7 +78,7 @@ def group_norm_silu_one_pass(
     h -= spread_groups(group_mean, GROUP, TILE_C)[None, :]
     if PADDED:
         h = tl.where(mask, h, 0.0)
-    group_rstd = tl.rsqrt(sum_groups(h * h, GROUP, TILE_G, FOLD) / COUNT + eps)
+    group_rstd = tl.rsqrt(sum_groups(square(h, FOLD), GROUP, TILE_G, FOLD) / COUNT + eps)
     store_groups(mean, group_mean, sample, first, CHANNELS, GROUP, BLOCK)
     store_groups(rstd, group_rstd, sample, first, CHANNELS, GROUP, BLOCK)
 

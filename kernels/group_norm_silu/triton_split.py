@@ -24,7 +24,9 @@ from fastddpm.kernels.group_norm_silu.triton_tile import (
     load_affine,
     load_row,
     load_sum,
+    product,
     spread_groups,
+    square,
     store_groups,
     store_tile,
     sum_groups,
@@ -82,7 +84,9 @@ def group_norm_silu_statistics(
             h = tl.where(mask, h, 0.0)
         share = here / (seen + here)
         delta = tile_mean - chunk_mean
-        chunk_m2 += sum_groups(h * h, GROUP, TILE_G, FOLD) + delta * delta * seen * GROUP * share
+        chunk_m2 += (
+            sum_groups(square(h, FOLD), GROUP, TILE_G, FOLD) + delta * delta * seen * GROUP * share
+        )
         chunk_mean += delta * share
         seen += here
     slot = sample * CHUNKS + chunk
@@ -177,7 +181,7 @@ def merge_chunks(
     known = (k < CHUNKS) & (group < BLOCK // GROUP)
     means, m2 = tl.load(partial_mean + at, known, 0.0), tl.load(partial_m2 + at, known, 0.0)
     count = tl.minimum(tl.maximum(POSITIONS - k * CHUNK_P, 0), CHUNK_P).to(tl.float32)
-    merged = tl.sum(means * (count / POSITIONS), axis=0)
+    merged = tl.sum(product(means, count / POSITIONS), axis=0)
     apart = means - merged[None, :]
     return merged, tl.sum(m2 + apart * apart * (count * GROUP), axis=0)
 

@@ -109,6 +109,24 @@ def store_tile(pointers, values, mask, EXACT: tl.constexpr):
 
 
 @triton.jit
+def product(a, b):
+    """a·b rounded by itself, for a product that the next instruction adds to another thread's.
+
+    Fused into that sum, each thread would leave its own product exact and round the other's: threads
+    that add the same two numbers would disagree in the last bit.
+    """
+    return tl.fma(a, b, 0.0)
+
+
+@triton.jit
+def square(tile, FOLD: tl.constexpr):
+    """tile², its sums alike in all threads."""
+    # With 16 elements a thread every thread adds some of its own first, and those sums are alike.
+    FEW: tl.constexpr = tile.shape[0] * tile.shape[1] < 512 or tile.shape[0] * FOLD == 1
+    return product(tile, tile) if FEW else tile * tile
+
+
+@triton.jit
 def sum_groups(tile, GROUP: tl.constexpr, TILE_G: tl.constexpr, FOLD: tl.constexpr):
     """[TILE_P, TILE_C] -> [TILE_G]: the sum of each group's channels over all positions.
 
