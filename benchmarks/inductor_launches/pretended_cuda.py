@@ -18,6 +18,7 @@ from torch._dynamo import device_interface
 from torch._inductor import config
 from torch._inductor.fx_passes import fuse_attention, pad_mm
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._triton import has_triton
 
 CAPABILITY = (9, 0)
 PROPERTIES = SimpleNamespace(
@@ -100,12 +101,17 @@ def pretended_cuda(
                 joint_graph_constant_folding=False, fx_graph_cache=False, compile_threads=1
             )
         )
-        # What it remembers of results' layouts holds for what is pretended now, and no longer.
-        FakeTensorMode.cache_clear()
+        _forget()
         try:
             yield FakeTensorMode(allow_non_fake_inputs=True)
         finally:
-            FakeTensorMode.cache_clear()
+            _forget()
+
+
+def _forget() -> None:
+    """What torch remembers of layouts and of Triton holds for what is pretended now, no longer."""
+    FakeTensorMode.cache_clear()
+    has_triton.cache_clear()
 
 
 def _memory_format(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:
