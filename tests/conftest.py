@@ -8,6 +8,8 @@ from collections.abc import Iterator
 # Triton reads it when a kernel's file is imported: the tests interpret kernels, on any machine.
 # tests/ptx compiles them, in processes of its own.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Where there is a GPU, `fastddpm doctor --selfcheck` and benchmarks.gpu test it, uninterpreted.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import numpy as np
 import pytest

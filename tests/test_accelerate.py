@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -111,6 +112,52 @@ def test_a_sampler_sees_what_torch_does_not_count() -> None:
     plain = fastddpm.Sampler(model, diffusion, "reference").sample(2)
     assert (second - plain).abs().max() < 1e-4 < (second - first).abs().max()
     assert (second_half - plain).abs().mean() < 0.05 and not torch.equal(first_half, second_half)
+
+
+@torch.no_grad()
+def test_uncounted_writes_are_seen_when_a_chain_begins() -> None:
+    model = foreign()
+    fast = fastddpm.accelerate(model)
+    x, t = inputs(model)
+    fast(x, t)
+    model.conv_out.weight.data.mul_(2)
+    stale = fast(x, 400).sample
+    assert not close(stale, model(x, 400).sample)  # Within a chain nothing is read anew.
+    assert close(fast(x, 999).sample, model(x, 999).sample)
+    model.conv_out.weight.data.mul_(2)
+    fast.refresh()
+    assert close(fast(x, 1).sample, model(x, 1).sample)
+
+
+@torch.no_grad()
+def test_an_accelerated_model_is_a_module_like_its_source() -> None:
+    model = foreign()
+    fast = fastddpm.accelerate(model)
+    x, t = inputs(model)
+    fast(x, t)
+    assert fast.state_dict().keys() == model.state_dict().keys()
+    other = foreign(norm_eps=1e-3)
+    fast.load_state_dict({k: v + 0.01 for k, v in other.state_dict().items()})
+    twin = copy.deepcopy(fast)
+    assert close(twin(x, t).sample, model(x, t).sample)
+    fast.to(torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert fast(x.bfloat16(), t).sample.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_a_callers_autocast_stays_outside() -> None:
+    model = foreign()
+    fast = fastddpm.accelerate(model)
+    x, t = inputs(model)
+    expected = fast(x, t).sample
+    sampler = fastddpm.Sampler(
+        model, fastddpm.GaussianDiffusion(fastddpm.NoiseSchedule.linear(3)), "reference"
+    )
+    images = sampler.sample(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(x, t).sample, expected)
+        assert torch.equal(sampler.sample(2), images)
 
 
 def test_the_source_stays_as_it_is() -> None:

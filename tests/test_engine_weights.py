@@ -148,3 +148,53 @@ def test_the_weights_that_a_callable_holds(wrap: Callable[[nn.Module], Any]) -> 
 def test_a_callable_without_weights() -> None:
     assert Fingerprint.of(lambda x, t: x + t).changed() is None
     assert Fingerprint.of(torch.relu).changed() is None
+
+
+class Guided(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+        self.net.gain = 0.5
+        self.options = {"scale": 1.0, "names": ["a", "b"]}
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.net(x) * self.options["scale"]
+
+
+def regained(m: Guided) -> None:
+    m.net.gain = 0.75
+
+
+def rescaled(m: Guided) -> None:
+    m.options["scale"] = 2.0
+
+
+def renamed(m: Guided) -> None:
+    m.options["names"].append("c")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (regained, "net.gain"),
+        (rescaled, "options.scale"),
+        (renamed, "options.names.2"),
+        (lambda m: m.train(not m.training), None),
+    ],
+)
+def test_plain_values_count_where_they_are_asked_for(
+    change: Callable[[Guided], Any], name: str | None
+) -> None:
+    m = Guided()
+    fingerprint, of_weights = Fingerprint.of(m, values=True), Fingerprint.of(m)
+    change(m)
+    assert (fingerprint.changed(), fingerprint.moved()) == (name, name)
+    assert of_weights.changed() is None
+
+
+def test_weights_in_containers() -> None:
+    models = {"ema": nn.Linear(2, 2)}
+    fingerprint = Fingerprint.of(lambda x, t: models["ema"](x))
+    assert fingerprint.changed() is None
+    models["ema"] = nn.Linear(2, 2)
+    assert fingerprint.moved() == "models.ema.weight"

@@ -190,6 +190,23 @@ def test_changed_weights_are_never_ignored(gpu: Device) -> None:
     assert not torch.equal(after, before)
 
 
+def test_changed_numbers_are_never_ignored(gpu: Device) -> None:
+    model = Scaled()
+    model.offset = 0.0
+    model.forward = lambda x, t: model.gain * x + model.offset  # type: ignore[method-assign]
+    reference, fast = both(model, diffusion_of(5), shape=(1, 4, 4))
+    before = triton(fast, 2)
+    model.offset = 0.25
+    after = triton(fast, 2)
+    assert same_bits(after, reference.sample(2))
+    assert not torch.equal(after, before)
+
+
+def test_an_accelerated_module_is_captured_itself(gpu: Device) -> None:
+    reference, fast = both(fastddpm.accelerate(Scaled()), diffusion_of(5), shape=(1, 4, 4))
+    assert same_bits(triton(fast, 2), reference.sample(2))
+
+
 def test_a_step_that_cannot_be_captured_is_refused_by_name(gpu: Device) -> None:
     def reads(x: Tensor, t: Tensor) -> Tensor:
         return x * float(t[0].item() > 500)

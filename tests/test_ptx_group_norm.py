@@ -44,6 +44,13 @@ SPLIT = (
 SLACK = torch.finfo(torch.float32).eps
 
 
+# With few elements, or partial sums to merge, a product may meet another thread's in a sum.
+SHARED = (
+    Case("few", (1, 8, 3, 3), 1),
+    Case("merged", (1, 32, 34, 31), 4, "shared", True, joined=16, keep_total=False),
+)
+
+
 def check(case: Case, sm: int, dtype: torch.dtype) -> None:
     tensors = case.tensors(dtype)
     exact, exact_total = formula(case, tensors)
@@ -88,6 +95,13 @@ def test_forward_in_other_dtypes(dtype: torch.dtype, sm: int) -> None:
 @pytest.mark.parametrize("case", [SHORT[2], SPLIT[1]], ids=lambda case: case.name)
 def test_backward(case: Case, sm: int) -> None:
     check_gradients(case, sm, torch.bfloat16)
+
+
+@every_sm
+@pytest.mark.parametrize("case", SHARED, ids=lambda case: case.name)
+def test_threads_agree_on_the_last_bit_of_what_they_share(case: Case, sm: int) -> None:
+    """A product fused into a sum between threads would make them disagree: the executor sees it."""
+    check_gradients(case, sm, torch.float32)
 
 
 @pytest.mark.nightly

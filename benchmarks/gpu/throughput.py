@@ -17,6 +17,7 @@ from benchmarks.gpu.contenders import EAGER, OURS, Draw, compiled_name
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.traffic import Traffic, flop_of
 from fastddpm.kernels.ancestral_step.cases import Case, NetworkInput
+from fastddpm.sampler import Sampler
 from fastddpm.unet import PackedUNet
 
 CHAIN = 1000
@@ -47,10 +48,13 @@ def measured(
     steps = options.steps
     figures: dict[str, Any] = {}
     draws: dict[str, Draw] = {}
-    for name, make in _makers(rival, batch, dtype, options).items():
+    samplers: list[Sampler] = []
+    for name, make in _makers(rival, batch, dtype, options, samplers).items():
         figures[name], draw = prepared(make)
         if draw is not None:
             draws[name] = draw
+    for sampler in samplers:
+        figures[OURS]["ran"] = sampler.explain().splitlines()
     times = timing.interleaved(draws, options.rounds)
     of_step = {name: [time / steps for time in samples] for name, samples in times.items()}
     for name, samples in of_step.items():
@@ -63,11 +67,17 @@ def measured(
 
 
 def _makers(
-    rival: nn.Module, batch: int, dtype: str, options: Options
+    rival: nn.Module, batch: int, dtype: str, options: Options, samplers: list[Sampler]
 ) -> dict[str, Callable[[], Draw]]:
     given = (rival, batch, dtype, options.steps)
+
+    def ours() -> Draw:
+        sampler, draw = contenders.ours(*given)
+        samplers.append(sampler)
+        return draw
+
     makers: dict[str, Callable[[], Draw]] = {
-        OURS: lambda: contenders.ours(*given)[1],
+        OURS: ours,
         EAGER: lambda: contenders.eager(*given),
     }
     for mode in options.modes:

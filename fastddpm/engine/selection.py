@@ -49,6 +49,11 @@ class Selection:
         return self._engines[0].name
 
     @property
+    def what(self) -> str:
+        """The same in words."""
+        return self._engines[0].what
+
+    @property
     def captures(self) -> bool:
         """Whether the step is compiled or captured, not called by Python every time."""
         return self.name in ("compile", "cuda_graph")
@@ -107,12 +112,16 @@ def select(name: str, device: torch.device) -> Selection:
 
 def _candidates(name: str, device: torch.device) -> tuple[Engine, ...]:
     """The engines to try, the first first. A graph of the step as it is still is a graph."""
-    reference = Engine("reference", "the plain loop with the reference ops", eager.prepare)
-    plain = Engine("eager", "the plain loop", eager.prepare)
-    compile = Engine("compile", "torch.compile", compiled.prepare)
+    reference = Engine(
+        "reference", "the plain loop with the reference ops, one call per step", eager.prepare
+    )
+    plain = Engine("eager", "the plain loop, one Python call per step", eager.prepare)
+    compile = Engine("compile", "the step under torch.compile, one call per step", compiled.prepare)
     graphs = (
-        Engine("cuda_graph", "a CUDA graph of the compiled step", CudaGraphs().prepare),
-        Engine("cuda_graph", "a CUDA graph of the step", CudaGraphs(compile=False).prepare),
+        Engine("cuda_graph", "a CUDA graph of the compiled step, replayed", CudaGraphs().prepare),
+        Engine(
+            "cuda_graph", "a CUDA graph of the step, replayed", CudaGraphs(compile=False).prepare
+        ),
     )
     if name == "auto":
         return (*graphs, compile, plain) if device.type == "cuda" else (plain,)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,65 +36,102 @@ class _Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The weights of a model as they were: ``Fingerprint.of(model)``.
+    """What a model reads, as it was: ``Fingerprint.of(model)``.
 
-    It keeps their memory from being freed, so that no other weights can come to lie at the same
+    It keeps the weights' memory from being freed, so that no others can come to lie at the same
     address unnoticed.
 
-    A write to ``parameter.data`` is not seen, because torch does not count it.
+    torch counts the writes to a tensor, but not those through ``parameter.data`` nor those of fused
+    optimizers: these are not seen.
     """
 
     source: Any
-    marks: dict[str, _Mark]
+    values: bool
+    marks: dict[str, Any]
     storages: tuple[torch.UntypedStorage, ...]
 
     @classmethod
-    def of(cls, model: Any) -> Fingerprint:
+    def of(cls, model: Any, *, values: bool = False) -> Fingerprint:
         """Of every parameter and buffer of a module, or of the modules and tensors that any other
         callable holds: a bound method, a partial, a function's closure and globals, an object's
-        attributes."""
-        tensors = dict(_tensors(model))
-        marks = {name: _Mark.of(tensor) for name, tensor in tensors.items()}
-        return cls(model, marks, tuple(t.untyped_storage() for t in tensors.values()))
+        attributes; in lists, tuples and dictionaries, too.
+
+        values: of numbers, strings and None held in the same places as well, which a captured graph
+        has read once and for all.
+        """
+        parts = dict(_read(model, values))
+        tensors = [part for part in parts.values() if isinstance(part, Tensor)]
+        marks = {name: _mark(part) for name, part in parts.items()}
+        return cls(model, values, marks, tuple(t.untyped_storage() for t in tensors))
 
     def changed(self) -> str | None:
-        """The name of the first tensor that was written, replaced, added or removed since."""
+        """The name of the first thing that was written, replaced, added or removed since."""
         return self._first_difference(lambda mark: mark)
 
     def moved(self) -> str | None:
-        """The name of the first tensor that lies elsewhere, was added or removed since; a tensor
-        that was only written does not count."""
-        return self._first_difference(lambda mark: mark._replace(version=None))
+        """The name of the first tensor that lies elsewhere, or of the first thing that is another,
+        was added or removed since; a tensor that was only written does not count."""
+        return self._first_difference(
+            lambda mark: mark._replace(version=None) if isinstance(mark, _Mark) else mark
+        )
 
-    def _first_difference(self, view: Any) -> str | None:
-        now = {name: _Mark.of(tensor) for name, tensor in _tensors(self.source)}
+    def _first_difference(self, view: Callable[[Any], Any]) -> str | None:
+        now = {name: _mark(part) for name, part in _read(self.source, self.values)}
         for name in (*self.marks, *(name for name in now if name not in self.marks)):
-            before, after = self.marks.get(name), now.get(name)
-            if before is None or after is None or view(before) != view(after):
+            before, after = self.marks.get(name, _ABSENT), now.get(name, _ABSENT)
+            if type(before) is not type(after) or view(before) != view(after):
                 return name
         return None
 
 
-def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of everything that a model reads its weights from."""
+_ABSENT = object()
+_VALUES = (bool, int, float, complex, str, type(None))
+_CONTAINERS = (list, tuple, dict)
+
+
+def _mark(part: Any) -> Any:
+    return _Mark.of(part) if isinstance(part, Tensor) else part
+
+
+def _read(model: Any, values: bool) -> Iterator[tuple[str, Any]]:
+    """(name, tensor or value) of everything that a model reads."""
     waiting, seen = [("", model)], set()
     while waiting:
         path, held = waiting.pop(0)
+        if isinstance(held, _VALUES):
+            if values:
+                yield path, held
+            continue
         if id(held) in seen:
             continue
         seen.add(id(held))
+        prefix = f"{path}." if path else ""
         if isinstance(held, Tensor):
             yield path or "tensor", held
         elif isinstance(held, nn.Module):
-            prefix = f"{path}." if path else ""
             for name, tensor in (*held.named_parameters(), *held.named_buffers()):
                 yield prefix + name, tensor
+            waiting += [(prefix + name, part) for name, part in _attributes(held, values)]
+        elif isinstance(held, _CONTAINERS):
+            items = held.items() if isinstance(held, dict) else enumerate(held)
+            waiting += [(f"{prefix}{k}", part) for k, part in items if _matters(part)]
         else:
             waiting += _held(path, held)
 
 
+def _attributes(module: nn.Module, values: bool) -> Iterator[tuple[str, Any]]:
+    """What the modules hold beside parameters, buffers and each other; none but plain values."""
+    if not values:
+        return
+    for path, part in module.named_modules():
+        for name, held in vars(part).items():
+            # Its mode is set by who runs it.
+            if name[0] != "_" and name != "training" and isinstance(held, _VALUES + _CONTAINERS):
+                yield f"{path}.{name}" if path else name, held
+
+
 def _held(path: str, holder: Any) -> list[tuple[str, Any]]:
-    """What a callable holds, one level deep: (path, thing); only what may hold weights."""
+    """What a callable holds, one level deep: (path, thing); only what matters."""
     if isinstance(holder, functools.partial):
         parts = {"func": holder.func, **holder.keywords}
         parts |= {str(k): argument for k, argument in enumerate(holder.args)}
@@ -107,12 +144,13 @@ def _held(path: str, holder: Any) -> list[tuple[str, Any]]:
     else:
         parts = {**getattr(holder, "__dict__", {}), "call": type(holder).__call__}
     prefix = f"{path}." if path else ""
-    return [(prefix + name, part) for name, part in parts.items() if _may_hold_weights(part)]
+    return [(prefix + name, part) for name, part in parts.items() if _matters(part)]
 
 
-def _may_hold_weights(part: Any) -> bool:
-    """Tensors, modules, and callables outside of torch."""
-    if isinstance(part, Tensor | nn.Module | functools.partial | types.MethodType):
+def _matters(part: Any) -> bool:
+    """Tensors, modules, callables outside of torch, and what may be or hold one or a value."""
+    kinds = (Tensor, nn.Module, functools.partial, types.MethodType)
+    if isinstance(part, kinds + _VALUES + _CONTAINERS):
         return True
     module = getattr(part, "__module__", None) or "torch"
     return callable(part) and not isinstance(part, type) and module.partition(".")[0] != "torch"

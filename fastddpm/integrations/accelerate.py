@@ -20,7 +20,6 @@ from torch import nn
 
 from fastddpm.integrations import diffusers, openai
 from fastddpm.integrations.accelerated import Accelerated, Converted
-from fastddpm.sampler.network import device_of
 
 
 def accelerate(
@@ -40,7 +39,7 @@ def accelerate(
 
     Returns:
         An ``Accelerated`` module with the model's own call; for a pipeline, a pipeline. The model
-        is left as it is; weights that change in it later are taken over.
+        is left as it is; weights that change in it later are taken over, as ``Accelerated`` tells.
 
     Raises:
         ValueError: not callable; an engine that cannot run here; a UNet2DModel with blocks or
@@ -59,4 +58,4 @@ def accelerate(
     elif isinstance(model, nn.Module) and openai.is_openai_model(model):
         kind = openai.AcceleratedUNetModel
         network = Converted(model, openai.OpenAIReader(model))
-    return kind(model, network, engine, device_of(model, device), dtype, tf32=tf32)
+    return kind(model, network, engine, device, dtype, tf32=tf32)

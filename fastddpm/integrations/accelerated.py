@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -59,14 +60,17 @@ class Converted(nn.Module):
 class Accelerated(nn.Module):
     """``source`` as a drop-in that an engine runs, in evaluation mode and without gradients.
 
-    Its weights are the source's: what changes there is taken over at the next call (but what is
-    written through ``parameter.data`` only by a Sampler, since torch does not count it). Attributes
-    that it does not have (config, image_size, ...) are the source's too.
+    Its weights are the source's, and what changes there is taken over: at the next call what torch
+    counts as a change; what it does not count (writes through ``parameter.data``, fused optimizers)
+    when a chain begins, which shows in a timestep above the last, or at ``refresh``. Attributes
+    that it does not have (config, image_size, ...) are the source's too. For one thread and one
+    CUDA stream at a time.
 
     source:  the model that it stands for.
     network: what runs: the source, or its ``Converted``. Called as (x [B, C, H, W], t [B]) or, with
              labels [B, ...], as (x, t, labels).
-    engine, device, dtype, tf32: as ``fastddpm.Sampler``'s.
+    engine, device, dtype, tf32: as ``fastddpm.Sampler``'s; without a device or a dtype it follows
+             the source when that is moved.
     """
 
     source: Any
@@ -76,25 +80,36 @@ class Accelerated(nn.Module):
         source: Model,
         network: Model,
         engine: str,
-        device: torch.device,
+        device: torch.device | str | None,
         dtype: torch.dtype | None,
         *,
         tf32: bool = False,
     ) -> None:
         super().__init__()
         self.source = source
-        self._engine = engines.select(engine, device)
         # In a tuple, so that nothing of it is registered twice.
         self._network = (network,)
-        self._run = NetworkCall(network, self._engine, device, dtype, tf32=tf32)
+        self._asked = engine, device, dtype, tf32
+        self._place: tuple[torch.device, torch.dtype] | None = None
+        self._last_t = -math.inf
+        self._ready()
 
     def forward(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Any:
         """The source's output, a tensor in the dtype of x.
 
         x: [B, C, H, W]. t: [B], or one number for all. labels: [B, ...] if the source takes them.
         """
+        run, begins = self._ready(), self._begins(t)
         t = torch.as_tensor(t, device=x.device)
-        return self._run(x, t.expand(x.shape[0]), labels)
+        return run(x, t.expand(x.shape[0]), labels, reread=begins)
+
+    def refresh(self) -> None:
+        """Read the source's weights anew at the next call."""
+        self._last_t = -math.inf
+
+    def unwrapped(self) -> Model:
+        """What runs: the source, or its ``Converted``."""
+        return self._network[0]
 
     def current_unet(self, *, reread: bool = False) -> UNet | None:
         """The fastddpm.UNet that runs; None if the source runs as it is. reread: as in
@@ -103,15 +118,49 @@ class Accelerated(nn.Module):
 
     def explain(self) -> str:
         """Which network and which engine run, and why not the others."""
+        self._ready()
         kind = type(self.source).__name__
         what = "as it is" if self.current_unet() is None else "as a fastddpm.UNet"
         lines = [f"network: {kind} {what}", f"engine: {self._engine.name}"]
-        return "\n".join(lines + [f"not {n}: {why}" for n, why in self._engine.others.items()])
+        lines += [f"not {name}: {why}" for name, why in self._engine.others.items()]
+        return "\n".join(lines + self._engine.notes)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The source's."""
+        return self.source.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The source's."""
+        return self.source.load_state_dict(*args, **kwargs)
+
+    def _ready(self) -> NetworkCall:
+        """The prepared call where the source is now."""
+        engine, device, dtype, tf32 = self._asked
+        place = device_of(self.source, device), dtype or dtype_of(self.source)
+        if place != self._place:
+            self._place = place
+            self._engine = engines.select(engine, place[0])
+            self._run = NetworkCall(self._network[0], self._engine, place[0], dtype, tf32=tf32)
+        return self._run
+
+    def _begins(self, t: Tensor | float) -> bool:
+        """Whether t is above the last one, as when another chain begins; a t on a device, for which
+        the host would have to wait, counts as going on."""
+        if isinstance(t, Tensor) and t.device.type != "cpu":
+            begins, self._last_t = self._last_t == -math.inf, max(self._last_t, 0.0)
+            return begins
+        highest = float(torch.as_tensor(t).max())
+        begins, self._last_t = highest > self._last_t, highest
+        return begins
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is prepared: it belongs to this process and this object."""
+        return {**self.__dict__, "_place": None, "_run": None, "_engine": None}
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "source":
+            if name == "source" or name[:2] == "__":
                 raise
             return getattr(self.source, name)

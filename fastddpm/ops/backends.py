@@ -7,6 +7,8 @@ tensors' device if that supports the call, else the reference.
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,6 +98,8 @@ def _check_name(backend: str) -> None:
 def triton_unsupported(tensors: Mapping[str, Tensor | None]) -> list[str]:
     """Why no Triton kernel can run on these tensors, whatever the op."""
     missing = _triton_missing()
+    if missing is None and not interpreting():
+        missing = _compiler_missing()
     if missing is not None:
         return [missing]
     return [
@@ -112,7 +116,10 @@ def triton_status() -> str:
         return f"no Triton kernels: {missing}"
     if interpreting():
         return "Triton's interpreter (TRITON_INTERPRET=1): for tests, slow"
-    return "Triton kernels" if torch.cuda.is_available() else "no Triton kernels: no CUDA device"
+    if not torch.cuda.is_available():
+        return "no Triton kernels: no CUDA device"
+    lacking = _compiler_missing()
+    return "Triton kernels" if lacking is None else f"no Triton kernels: {lacking}"
 
 
 @functools.cache
@@ -123,6 +130,14 @@ def interpreting() -> bool:
     import triton
 
     return bool(triton.knobs.runtime.interpret)
+
+
+@functools.cache
+def _compiler_missing() -> str | None:
+    """Why Triton cannot build the host code that launches its kernels, or None."""
+    if os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return None
+    return "triton needs a C compiler to launch kernels, and there is no cc, gcc or clang"
 
 
 @functools.cache

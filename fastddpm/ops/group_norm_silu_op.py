@@ -241,3 +241,14 @@ def _derivative(
 
 
 register_derivative(GROUP_NORM_SILU, _derivative, _setup_context)
+
+
+def _differentiable_once(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError(
+        "group_norm_silu's kernels are differentiable once; for second derivatives run the network "
+        "inside fastddpm.ops.using('reference')"
+    )
+
+
+# Without it torch would take the derivative of the derivative for zero.
+register_derivative(GROUP_NORM_SILU_BACKWARD, _differentiable_once, lambda *_: None)

@@ -26,7 +26,9 @@ def register(
     ``implementation`` runs on every device; it chooses the backend by the tensors it gets.
     ``fake`` returns empty tensors of the right shapes, dtypes and strides.
     """
-    name: str = LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # The kernels choose by the layout of what they get, so a compiler must not change that.
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    name: str = LIBRARY.define(schema, tags=tags)
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastddpm::{name}", fake, lib=LIBRARY)
     op: torch._ops.OpOverload = getattr(torch.ops.fastddpm, name).default

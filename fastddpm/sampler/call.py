@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastddpm.engine import Plan, Runner, RunnerCache, Selection, precision
-from fastddpm.sampler.network import Model, Network, evaluating, network_of
+from fastddpm.engine import Plan, Runner, RunnerCache, Selection
+from fastddpm.sampler.network import Model, Network, isolated, network_of, running
 
 # Kinds of input kept prepared; each holds its buffers and, on a GPU, a graph.
 KEPT = 8
@@ -69,16 +69,20 @@ class NetworkCall:
         self._network: Network | None = None
         self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The output for x [B, C, H, W], t [B] and labels [B, ...], a fresh tensor in x's dtype."""
+    def __call__(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, reread: bool = False
+    ) -> Tensor:
+        """The output for x [B, C, H, W], t [B] and labels [B, ...], a fresh tensor in x's dtype.
+
+        reread: read the weights anew even if they seem unchanged (``Network.refresh``).
+        """
         x_here, t = x.to(self._device).contiguous(), t.to(self._device)
         labels = None if labels is None else labels.to(self._device)
-        network = self._refreshed()
+        network = self._refreshed(reread)
         key = tuple((v.shape, v.dtype) for v in (x_here, t, labels) if v is not None)
         make = partial(self._prepare, network, x_here, t, labels)
         with (
-            evaluating(network.model),
-            precision(tf32=self._tf32),
+            running(network.model, self._device, tf32=self._tf32),
             self._kept.borrow(key, make) as (step, runner),
         ):
             step.t.copy_(t)
@@ -89,9 +93,9 @@ class NetworkCall:
             assert step.output is not None
             return step.output.to(x.device, x.dtype, copy=True)
 
-    def _refreshed(self) -> Network:
-        with torch.inference_mode(False):
-            if self._network is None or self._network.refresh(reread=False):
+    def _refreshed(self, reread: bool) -> Network:
+        with isolated(self._device, tf32=self._tf32):
+            if self._network is None or self._network.refresh(reread=reread):
                 self._kept.clear()
                 self._network = self._make()
         return self._network

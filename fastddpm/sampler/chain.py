@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
-from fastddpm.engine import Plan, Runner, RunnerCache, Selection, precision
+from fastddpm.engine import Plan, Runner, RunnerCache, Selection
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
-from fastddpm.sampler.network import Model, Network, evaluating, network_of
+from fastddpm.sampler.network import Model, Network, isolated, network_of, running
 from fastddpm.sampler.noise_source import CounterNoise, NoiseSource
 
 # How often the host looks whether the chain is still finite; each look waits for the device.
@@ -176,16 +176,15 @@ class Chain:
         plain = self.engine.backend == "reference"
         network = self._network or self._refreshed()
         with (
-            evaluating(network.model),
-            precision(tf32=self._tf32),
+            running(network.model, self.device, tf32=self._tf32),
             ops.using("reference") if plain else nullcontext(),
         ):
             yield
 
     def _refreshed(self) -> Network:
         """The network with the weights of this moment. They are read anew even where nothing tells
-        that they changed: it costs less than a step."""
-        with torch.inference_mode(False):
+        that they changed: against a chain it costs nothing."""
+        with isolated(self.device, tf32=self._tf32):
             if self._network is None or self._network.refresh(reread=True):
                 self._kept.clear()
                 self._network = self._make_network()

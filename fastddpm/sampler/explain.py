@@ -9,13 +9,6 @@ from fastddpm.engine import Selection
 from fastddpm.ops.backends import triton_status
 from fastddpm.sampler.network import Model, dtype_of, unet_of
 
-ENGINES = {
-    "reference": "the plain loop, one Python call per step, with the reference ops",
-    "eager": "the plain loop, one Python call per step",
-    "compile": "the step compiled by torch.compile, one call per step",
-    "cuda_graph": "one compiled step captured in a CUDA graph, one replay per step",
-}
-
 
 def explain(
     model: Model, engine: Selection, device: torch.device, dtype: torch.dtype | None, tf32: bool
@@ -27,7 +20,7 @@ def explain(
     number = str(dtype or dtype_of(model)).removeprefix("torch.")
     products = " with TF32 products" if tf32 and device.type == "cuda" else ""
     lines = [
-        f"engine: {engine.name} ({ENGINES[engine.name]})",
+        f"engine: {engine.name} ({engine.what})",
         f"network: {name} {form}, {number}{products} on {device}; chain state: float32",
         f"noise and step kernels: {_kernels(engine, device)}",
     ]

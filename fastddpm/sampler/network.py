@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm import ops
-from fastddpm.engine import Fingerprint
+from fastddpm.engine import Fingerprint, precision
 from fastddpm.unet import PackedUNet, UNet
 
 Model = Callable[..., Any]
@@ -29,6 +29,15 @@ class HasUNet(Protocol):
     def current_unet(self, *, reread: bool = False) -> UNet | None:
         """That U-Net, with the weights of this moment; None if there is none. reread: as in
         ``Network.refresh``."""
+        ...
+
+
+@runtime_checkable
+class Wrapper(Protocol):
+    """A model that hands its calls on to another one; an engine runs that one itself."""
+
+    def unwrapped(self) -> Model:
+        """The other one."""
         ...
 
 
@@ -56,7 +65,7 @@ class Network(Protocol):
 
     def refresh(self, *, reread: bool) -> bool:
         """Take over weights that have changed since the last call; True if a capture made before
-        still reads the old ones and must be made anew.
+        still reads the old ones: it and this network must be made anew.
 
         reread: copy them again even if they seem unchanged. torch does not count what is written
         through ``parameter.data``, as some averages of weights are.
@@ -87,7 +96,7 @@ class CallableNetwork:
     def _place(self) -> None:
         self.model = _placed(self._source, self._device, self._asked)
         self._dtype = self._asked or dtype_of(self._source)
-        self._weights = Fingerprint.of(self._source)
+        self._weights = Fingerprint.of(self._source, values=True)
 
     def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
         if self._dtype not in (torch.bfloat16, torch.float16):
@@ -109,13 +118,12 @@ class CallableNetwork:
             # A model that is computed by a U-Net keeps a copy of its weights, too.
             unet_of(self._source, reread=True)
         if self._weights.moved():
-            self._place()
             return True
         source, copied = self._source, self.model
         if not isinstance(source, nn.Module) or not isinstance(copied, nn.Module):
             return False
         if copied is not source and (reread or self._weights.changed()):
-            self._weights = Fingerprint.of(source)
+            self._weights = Fingerprint.of(source, values=True)
             _copy_weights(source, copied)
         return False
 
@@ -150,11 +158,11 @@ class PackedNetwork:
 
     @property
     def model(self) -> Model:
-        return self._packed
+        # Not the copy itself: that is in evaluation mode for good.
+        return self._packed.denoise
 
     def _table(self) -> Tensor:
-        with torch.no_grad():
-            return self._packed.time_rows(self._timesteps)  # [T, R]
+        return self._packed.time_rows(self._timesteps)  # [T, R]
 
     def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
         packed = self._packed
@@ -196,26 +204,41 @@ def network_of(
     packed: bool,
 ) -> Network:
     """The network of any model: packed if that is asked for and there is a U-Net to pack."""
+    model = model.unwrapped() if isinstance(model, Wrapper) else model
     if packed and unet_of(model) is not None:
         return PackedNetwork(model, device, dtype, timesteps)
     return CallableNetwork(model, device, dtype, timesteps)
 
 
 @contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """No gradients and evaluation mode (no dropout) inside; every module's own mode is restored
-    after."""
+def running(model: Model, device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """``isolated``, and evaluation mode (no dropout) inside; each module's own mode is restored."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [module.training for module in modules]
+    trained = [module for module in modules if module.training]
     try:
-        for module in modules:
+        for module in trained:
             module.training = False
-        # A caller's inference mode would make of every buffer a tensor that only it may write.
-        with torch.inference_mode(False), torch.no_grad():
+        with isolated(device, tf32=tf32):
             yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+        for module in trained:
+            module.training = True
+
+
+@contextmanager
+def isolated(device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """No gradients, and no precision but the one asked for, whatever the caller has around it.
+
+    A graph that is captured under a caller's autocast would be replayed outside of it, and in an
+    inference mode every buffer would be a tensor that may be written only there.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        precision(tf32=tf32),
+    ):
+        yield
 
 
 def device_of(model: Model, device: torch.device | str | None) -> torch.device:

@@ -58,9 +58,10 @@ class Sampler:
                 float32 network computes in float32 whatever torch's global settings say.
 
     A model on another device or in another dtype than asked for is copied, never changed; weights
-    that change later are taken over at the next call. During a call it is in evaluation mode and
-    without gradients; each module's own mode is restored. What an engine has compiled or captured
-    for a batch size is kept for later calls.
+    that change later are taken over at the next call. During a call it is in evaluation mode,
+    without gradients and out of a caller's autocast; each module's own mode is restored. What an
+    engine has compiled or captured for a batch size is kept for later calls. One thread and one
+    CUDA stream may use a sampler at a time.
 
     Image i of a seed depends on (seed, i) alone: its noise is bit for bit the same in every batch,
     order and process. What the network adds may differ in the last bits between batch *sizes*,

@@ -208,7 +208,7 @@ class Tiling(NamedTuple):
 # instructions) is shared by at least 8 normals.
 THREADS = 64
 NORMALS = 8
-# Channels whose columns still fit into a thread's registers.
+# Channels of any tensor whose columns still fit into a thread's 255 registers.
 MAX_CHANNELS = 16
 # Offsets inside a sample are int32.
 MAX_ELEMENTS = 1 << 30
@@ -255,8 +255,8 @@ def unsupported(call: StepCall) -> list[str]:
     widest = max(output.shape[1], 0 if given is None else given.shape[1])
     if widest * math.prod(call.x.shape[2:]) > MAX_ELEMENTS:
         reasons.append(f"a sample has more than {MAX_ELEMENTS} elements")
-    if tiling_of(call).channels > 1 and widest > 2 * MAX_CHANNELS:
-        reasons.append(f"more than {2 * MAX_CHANNELS} channels that are not all contiguous")
+    if tiling_of(call).channels > 1 and widest > MAX_CHANNELS:
+        reasons.append(f"more than {MAX_CHANNELS} channels that are not all contiguous")
     return reasons
 
 

@@ -112,8 +112,8 @@ def store_tile(pointers, values, mask, EXACT: tl.constexpr):
 def product(a, b):
     """a·b rounded by itself, for a product that the next instruction adds to another thread's.
 
-    Fused into that sum, each thread would leave its own product exact and round the other's: threads
-    that add the same two numbers would disagree in the last bit.
+    Fused into that sum, each thread would leave its own product exact and round the other's, and
+    threads that add the same two numbers would disagree in the last bit.
     """
     return tl.fma(a, b, 0.0)
 
