@@ -88,8 +88,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="calls whose name has this")
     only = parser.parse_args().only
+    chosen = [call for call in CALLS if only in call.name]
+    if not chosen:
+        parser.error(f"--only {only}: expected a part of {', '.join(call.name for call in CALLS)}")
     rows: list[dict[str, Any]] = []
-    for call in (call for call in CALLS if only in call.name):
+    for call in chosen:
         print(call.name, file=sys.stderr)
         rows += measure(call)
     print(table(rows))

@@ -338,6 +338,26 @@ def test_an_openai_model_that_belies_its_attributes_is_refused() -> None:
 # ---- mistakes
 
 
+def test_accelerating_again_changes_nothing() -> None:
+    model = foreign()
+    x, t = inputs(model)
+    twice = fastddpm.accelerate(fastddpm.accelerate(model))
+    assert twice.source is model and close(twice(x, t).sample, model(x, t).sample.detach())
+
+
+def test_wrong_calls_are_named() -> None:
+    fast = fastddpm.accelerate(foreign())
+    with pytest.raises(ValueError, match=r"t must be one number or of shape \[3\]"):
+        fast(torch.randn(3, 3, 8, 8), torch.tensor([1, 2]))
+    tupled = fastddpm.accelerate(lambda x, t: (x, t))
+    with pytest.raises(ValueError, match="must return a floating tensor"):
+        tupled(torch.randn(1, 3, 8, 8), 3)
+    scheduler = diffusers.DDPMScheduler()
+    other = diffusers.ScoreSdeVePipeline(foreign(), scheduler)
+    with pytest.raises(ValueError, match="got a ScoreSdeVePipeline"):
+        fastddpm.accelerate(other)
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"expected a model \(x, t\) -> output, got int"):
         fastddpm.accelerate(3)

@@ -118,7 +118,10 @@ def script(text: str) -> Callable[[str, Path], list[str]]:
 
 def test_parts_are_written_as_they_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
-    code = "found({'own': part}); print('hello from', part); os._exit(3 if part == 'bad' else 0)"
+    code = (
+        "found({'own': part}); print('hello from', part, flush=True); "
+        "os._exit(3 if part == 'bad' else 0)"
+    )
     result = parts.run_all(["good", "bad", "last"], script(code), out, {"device": "none"}, 60)
     assert json.loads(out.read_text()) == result and result["device"] == "none"
     for part in ("good", "bad", "last"):

@@ -8,6 +8,7 @@ import site
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from fastddpm.ops.library import LIBRARY_NAME, cpu_library
 ROOT = Path(__file__).parents[1]
 PACKAGED = ("CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "fastddpm", "kernels")
 
-pytest.importorskip("pip", reason="the environment has no pip to build a wheel with")
-pytest.importorskip("scikit_build_core", reason="no build backend: pip install '.[test]'")
+# Looked up and not imported: importing pip takes setuptools' distutils away from torch.compile.
+for needed in ("pip", "scikit-build-core"):
+    if not list(metadata.distributions(name=needed)):
+        pytest.skip(f"no {needed}: pip install '.[test]'", allow_module_level=True)
 
 
 def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -393,6 +393,19 @@ def test_wrong_samplers_are_refused() -> None:
         Sampler(3, d, shape=SHAPE)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="floating"):
         Sampler(rowwise, d, dtype=torch.int64, shape=SHAPE)
+    with pytest.raises(ValueError, match=r"torch\.dtype, got 'bfloat16'"):
+        Sampler(rowwise, d, dtype="bfloat16", shape=SHAPE)  # type: ignore[arg-type]  # wrong
+    with pytest.raises(ValueError, match="a GaussianDiffusion, got None"):
+        Sampler(rowwise, None, shape=SHAPE)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(ValueError, match="expected a torch device, got 'foo'"):
+        Sampler(rowwise, d, device="foo", shape=SHAPE)
+    for wrong in ("3", (3, -1, 16), (3,), 5):
+        with pytest.raises(ValueError, match="shape"):
+            Sampler(rowwise, d, shape=wrong)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(ValueError, match="noise must be callable"):
+        Sampler(rowwise, d, shape=SHAPE).sample(2, noise=torch.zeros(2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"floating tensor.*got torch\.int64"):
+        Sampler(lambda x, t: x.long(), d, shape=SHAPE).sample(2)
     with pytest.raises(ValueError, match="not built yet"):
         Sampler(rowwise, d, "cpu", shape=SHAPE)
     with pytest.raises(ValueError, match="'cuda_graph' cannot run: it needs a CUDA device"):

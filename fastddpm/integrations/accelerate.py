@@ -38,16 +38,19 @@ def accelerate(
         engine, device, dtype, tf32: as ``fastddpm.Sampler``'s.
 
     Returns:
-        An ``Accelerated`` module with the model's own call; for a pipeline, a pipeline. The model
-        is left as it is; weights that change in it later are taken over, as ``Accelerated`` tells.
+        An ``Accelerated`` module, called as the model is: (sample, timestep, class_labels) for a
+        UNet2DModel, (x, timesteps, y) for a UNetModel, (x, t[, labels]) -> tensor for any other.
+        For a pipeline, a pipeline. It stands for the model, whose weights it follows.
 
     Raises:
-        ValueError: not callable; an engine that cannot run here; a UNet2DModel with blocks or
-            settings that fastddpm.UNet does not have (such a model still runs as it is if its
-            ``forward`` is given).
+        ValueError: not callable; an engine that cannot run here; another pipeline; a UNet2DModel
+            with blocks or settings that fastddpm.UNet does not have (``model.forward`` still runs
+            as it is).
     """
     if not callable(model):
         raise ValueError(f"expected a model (x, t) -> output, got {type(model).__name__}")
+    if isinstance(model, Accelerated):
+        return accelerate(model.source, engine, device, dtype, tf32=tf32)
     if diffusers.is_pipeline(model):
         network = accelerate(model.unet, engine, device, dtype, tf32=tf32)
         return type(model)(unet=network, scheduler=model.scheduler)

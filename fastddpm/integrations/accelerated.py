@@ -62,9 +62,10 @@ class Accelerated(nn.Module):
 
     Its weights are the source's, and what changes there is taken over: at the next call what torch
     counts as a change; what it does not count (writes through ``parameter.data``, fused optimizers)
-    when a chain begins, which shows in a timestep above the last, or at ``refresh``. Attributes
-    that it does not have (config, image_size, ...) are the source's too. For one thread and one
-    CUDA stream at a time.
+    when a chain begins, which shows in a timestep not below the last, or after ``refresh``. Moving,
+    casting or loading it moves, casts or loads the source; attributes that it does not have
+    (config, image_size, ...) are the source's. For one thread and one CUDA stream at a time. A
+    Sampler made of it chooses an engine of its own.
 
     source:  the model that it stands for.
     network: what runs: the source, or its ``Converted``. Called as (x [B, C, H, W], t [B]) or, with
@@ -98,9 +99,13 @@ class Accelerated(nn.Module):
         """The source's output, a tensor in the dtype of x.
 
         x: [B, C, H, W]. t: [B], or one number for all. labels: [B, ...] if the source takes them.
+
+        Raises ValueError for a t of another shape, or a source that returns something else.
         """
         run, begins = self._ready(), self._begins(t)
         t = torch.as_tensor(t, device=x.device)
+        if t.shape not in ((), (1,), x.shape[:1]):
+            raise ValueError(f"t must be one number or of shape {list(x.shape[:1])}, got {t.shape}")
         return run(x, t.expand(x.shape[0]), labels, reread=begins)
 
     def refresh(self) -> None:
@@ -144,13 +149,14 @@ class Accelerated(nn.Module):
         return self._run
 
     def _begins(self, t: Tensor | float) -> bool:
-        """Whether t is above the last one, as when another chain begins; a t on a device, for which
+        """Whether t is not below the last one, as when a chain begins; a t on a device, for which
         the host would have to wait, counts as going on."""
         if isinstance(t, Tensor) and t.device.type != "cpu":
             begins, self._last_t = self._last_t == -math.inf, max(self._last_t, 0.0)
             return begins
-        highest = float(torch.as_tensor(t).max())
-        begins, self._last_t = highest > self._last_t, highest
+        values = torch.as_tensor(t).reshape(-1).tolist()
+        highest = max(values, default=self._last_t)
+        begins, self._last_t = highest >= self._last_t, highest
         return begins
 
     def __getstate__(self) -> dict[str, Any]:

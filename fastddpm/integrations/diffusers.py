@@ -23,8 +23,16 @@ def is_diffusers_model(model: nn.Module) -> bool:
 
 
 def is_pipeline(model: object) -> bool:
-    """Whether this is a pipeline that calls nothing but ``unet`` and ``scheduler``."""
-    return _is_of_diffusers(model) and type(model).__name__ in PIPELINES
+    """Whether this is a pipeline that calls nothing but ``unet`` and ``scheduler``.
+
+    Raises ValueError for any other pipeline.
+    """
+    name = type(model).__name__
+    if not (_is_of_diffusers(model) and name.endswith("Pipeline")):
+        return False
+    if name not in PIPELINES:
+        raise ValueError(f"expected a {' or '.join(PIPELINES)}, got a {name}: give its network")
+    return True
 
 
 def _is_of_diffusers(model: object) -> bool:

@@ -38,6 +38,16 @@ def positive(name: str, value: Any) -> int:
     return number
 
 
+def sample_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of a sample, (C, *spatial)."""
+    if isinstance(shape, str) or not isinstance(shape, Iterable):
+        raise ValueError(f"shape must be the sizes (C, H, W), got {_described(shape)}")
+    sizes = tuple(positive("each size of shape", size) for size in shape)
+    if len(sizes) < 2:
+        raise ValueError(f"shape must be the sizes (C, H, W), got {sizes}")
+    return sizes
+
+
 def sample_indices(n: int | None, indices: Indices | None) -> Tensor:
     """The sample indices, int64 [n] on the host: the first n, or those listed."""
     if (n is None) == (indices is None):

@@ -16,7 +16,9 @@ def explain(
     """One line for what runs, one each for the network and the kernels, then what does not."""
     unet = unet_of(model)
     name = type(model).__name__
-    form = "as it is" if unet is None or not engine.captures else "packed"
+    form = "as it is" if unet is None or unet is model else "as a fastddpm.UNet"
+    if unet is not None and engine.captures:
+        form += ", packed"
     number = str(dtype or dtype_of(model)).removeprefix("torch.")
     products = " with TF32 products" if tf32 and device.type == "cuda" else ""
     lines = [

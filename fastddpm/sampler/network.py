@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +109,14 @@ class CallableNetwork:
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         x = x.to(self._dtype)
         output = self.model(x, t) if labels is None else self.model(x, t, labels)
-        if not isinstance(output, Tensor):
-            output = output.sample
-        return _native(cast(Tensor, output))
+        output = getattr(output, "sample", None) if not isinstance(output, Tensor) else output
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            got = output.dtype if isinstance(output, Tensor) else "something else"
+            raise ValueError(
+                "model(x, t) must return a floating tensor, or an object with one in .sample; "
+                f"got {got}"
+            )
+        return _native(output)
 
     def refresh(self, *, reread: bool) -> bool:
         if reread:
@@ -247,7 +252,11 @@ def device_of(model: Model, device: torch.device | str | None) -> torch.device:
     if device is None:
         tensors = _floating(model)
         return tensors[0].device if tensors else torch.device("cpu")
-    wanted = torch.device(device)
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        message = str(error).partition("\n")[0]
+        raise ValueError(f"device: expected a torch device, got {device!r} ({message})") from error
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device {str(wanted)!r} was asked for, but this torch sees no CUDA device"

@@ -92,6 +92,10 @@ class GivenNoise:
     def __init__(
         self, fn: CallerNoise, drawn: tuple[int, ...], device: torch.device, copies: int = 1
     ) -> None:
+        if not callable(fn):
+            raise ValueError(
+                f"noise must be callable as noise(step, shape), got {type(fn).__name__}"
+            )
         self._fn = fn
         self._drawn = drawn
         self._device = device

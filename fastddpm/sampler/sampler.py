@@ -85,14 +85,16 @@ class Sampler:
     ) -> None:
         if not callable(model):
             raise ValueError(f"model must be callable as model(x, t), got {type(model).__name__}")
-        if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a floating-point type, got {dtype}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+        if not isinstance(diffusion, GaussianDiffusion):
+            raise ValueError(f"diffusion must be a GaussianDiffusion, got {diffusion!r}")
         self.model = model
         self.diffusion = diffusion
         self.device = device_of(model, device)
         self.dtype = dtype
         self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
-        self._shape = sample_shape(model) if shape is None else tuple(shape)
+        self._shape = sample_shape(model) if shape is None else arguments.sample_shape(shape)
         self._tf32 = tf32
         self._engine = engines.select(engine, self.device)
         self._chain = Chain(model, diffusion, self._engine, self.device, dtype, tf32=tf32)
