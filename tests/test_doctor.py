@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from fastddpm import ops, selfcheck
 from fastddpm.cli import app
+from fastddpm.kernels.ancestral_step.call import StepCall
 from fastddpm.ops import library
 from fastddpm.selfcheck import Check, Outcome, checks, engines, exact, norms
 from fastddpm.selfcheck.outcome import Bits, Errors, largest_difference, not_run, run
@@ -188,26 +188,26 @@ def test_a_wrong_bit_of_noise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_bit_of_a_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, calls = ops.ancestral_step_, iter(range(10**6))
+    own, calls = exact.step_in_place, iter(range(10**6))
 
-    def step(x: Tensor, *arguments: Any, **settings: Any) -> None:
-        own(x, *arguments, **settings)
+    def step(call: StepCall, backend: str) -> None:
+        own(call, backend)
         # Every other call is the one under test; the rest are its references.
         if next(calls) % 2 == 0:
-            x.copy_(off_by_a_bit(x))
+            call.x.copy_(off_by_a_bit(call.x))
 
-    monkeypatch.setattr(ops, "ancestral_step_", step)
+    monkeypatch.setattr(exact, "step_in_place", step)
     outcome = exact.ancestral_step("reference", CPU)
     assert outcome.passed is False and "cifar_draws row 1 x" in outcome.says
 
 
 def test_an_output_that_nobody_writes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, calls = ops.ancestral_step_, iter(range(10**6))
+    own, calls = exact.step_in_place, iter(range(10**6))
 
-    def step(*arguments: Any, x_0: Tensor | None, **settings: Any) -> None:
-        own(*arguments, x_0=None if next(calls) % 2 == 0 else x_0, **settings)
+    def step(call: StepCall, backend: str) -> None:
+        own(call._replace(x_0=None) if next(calls) % 2 == 0 else call, backend)
 
-    monkeypatch.setattr(ops, "ancestral_step_", step)
+    monkeypatch.setattr(exact, "step_in_place", step)
     assert exact.ancestral_step("reference", CPU).passed is False
 
 

@@ -27,6 +27,7 @@ from fastddpm.kernels.ancestral_step.call import StepCall
 from fastddpm.kernels.ancestral_step.cases import CASES, NETWORK_CASES, Case, step_rows
 from fastddpm.kernels.ancestral_step.reference import LEARNED_VARIANCES, STEP_COLUMNS
 from fastddpm.noise import Purpose
+from fastddpm.ops.ancestral_step import step_in_place
 
 # Output buffers start as NaN, so that an element nobody writes shows.
 pytestmark = [
@@ -41,21 +42,7 @@ every_case = pytest.mark.parametrize("case", CASES + NETWORK_CASES, ids=lambda c
 
 def take(call: StepCall, backend: str) -> StepCall:
     """Run the in-place op on the call's own tensors."""
-    noise_of_step: Tensor | ops.Draw
-    if call.noise is None:
-        noise_of_step = ops.Draw(call.seed, call.indices, call.timesteps)
-    else:
-        noise_of_step = call.noise
-    ops.ancestral_step_(
-        *(call.x, call.model_output, noise_of_step, call.table, call.i),
-        prediction=call.prediction,
-        variance=call.variance,
-        clip=call.clip,
-        x_0=call.x_0,
-        network_input=call.network_input,
-        first_nonfinite=call.first_nonfinite,
-        backend=backend,
-    )
+    step_in_place(call, backend)
     return call
 
 

@@ -21,6 +21,7 @@ from fastddpm.kernels.normal import cases as normal_cases
 from fastddpm.kernels.q_sample import cases as q_cases
 from fastddpm.kernels.residual_sum import cases as sum_cases
 from fastddpm.noise import Purpose
+from fastddpm.ops.ancestral_step import step_in_place
 
 # Images of the noise and step kernels, and of the network's.
 BATCH, NETWORK_BATCH = 1024, 256
@@ -134,17 +135,7 @@ def _steps(batch: int, device: str, backend: str) -> Iterator[Measured]:
 
         def make(case: Any = case) -> Callable[[], object]:
             call = case.call(device=device)
-            draw = ops.Draw(call.seed, call.indices, call.timesteps)
-            return lambda: ops.ancestral_step_(
-                *(call.x, call.model_output, draw, call.table, call.i),
-                prediction=call.prediction,
-                variance=call.variance,
-                clip=call.clip,
-                x_0=call.x_0,
-                network_input=call.network_input,
-                first_nonfinite=call.first_nonfinite,
-                backend=backend,
-            )
+            return lambda: step_in_place(call, backend)
 
         yield Measured(f"ancestral_step {name}", make, case.bytes_moved())
 

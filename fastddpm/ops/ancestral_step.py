@@ -83,7 +83,13 @@ def ancestral_step_(
         IndexError: i lies outside of the table. Seen on the CPU only; on a GPU looking would wait.
     """
     settings = (prediction, variance, clip)
-    call = _call(x, model_output, noise, table, i, *settings, x_0, network_input, first_nonfinite)
+    written = (x_0, network_input, first_nonfinite)
+    step_in_place(_call(x, model_output, noise, table, i, *settings, *written), backend)
+
+
+def step_in_place(call: StepCall, backend: str = "auto") -> None:
+    """`ancestral_step_` of a call that is held as one object, as the cases make it."""
+    call.check()
     call.check_layouts()
     needing = _needing_gradient(call)
     if needing:
@@ -109,6 +115,7 @@ def ancestral_step(
     needs a gradient the reference runs, which gives one.
     """
     call = _call(x, model_output, noise, table, i, prediction, variance, clip)
+    call.check()
     needing = _needing_gradient(call)
     if needing:
         why = [f"{name} needs a gradient" for name in needing]
@@ -131,15 +138,13 @@ def _call(
     clip: float | None,
     *written: Tensor | None,
 ) -> StepCall:
-    """The checked call; ``written`` are the optional outputs."""
+    """The call, not checked; ``written`` are the optional outputs."""
     sources = (
         (None, noise.seed, noise.indices, noise.timesteps)
         if isinstance(noise, Draw)
         else (noise, None, None, None)
     )
-    call = StepCall(x, model_output, *sources, table, i, prediction, variance, clip, *written)
-    call.check()
-    return call
+    return StepCall(x, model_output, *sources, table, i, prediction, variance, clip, *written)
 
 
 def _needing_gradient(call: StepCall) -> list[str]:

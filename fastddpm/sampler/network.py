@@ -250,8 +250,8 @@ def device_of(model: Model, device: torch.device | str | None) -> torch.device:
     """The device asked for, else the model's, else the CPU. ValueError where there is no such
     device."""
     if device is None:
-        tensors = _floating(model)
-        return tensors[0].device if tensors else torch.device("cpu")
+        first = next(_floating(model), None)
+        return torch.device("cpu") if first is None else first.device
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
@@ -267,8 +267,8 @@ def device_of(model: Model, device: torch.device | str | None) -> torch.device:
 
 def dtype_of(model: Model) -> torch.dtype:
     """The dtype of the model's weights; float32 for a plain function."""
-    tensors = _floating(model)
-    return tensors[0].dtype if tensors else torch.float32
+    first = next(_floating(model), None)
+    return torch.float32 if first is None else first.dtype
 
 
 def sample_shape(model: Model) -> tuple[int, ...] | None:
@@ -294,10 +294,10 @@ def _native(output: Tensor) -> Tensor:
     return output.float() if output.device.type == "cpu" else output
 
 
-def _floating(model: Model) -> list[Tensor]:
-    if not isinstance(model, nn.Module):
-        return []
-    return [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
+def _floating(model: Model) -> Iterator[Tensor]:
+    """Its floating tensors; the first is all that a call of an accelerated model looks at."""
+    if isinstance(model, nn.Module):
+        yield from (p for p in chain(model.parameters(), model.buffers()) if p.is_floating_point())
 
 
 @torch.no_grad()

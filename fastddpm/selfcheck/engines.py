@@ -33,7 +33,6 @@ SMALL = UNetConfig(
     layers_per_block=1,
     norm_num_groups=4,
 )
-MODELS = ("mnist", "small")
 
 
 def chain(
@@ -41,8 +40,8 @@ def chain(
 ) -> Outcome:
     """The engine's images in float32 against the reference engine's.
 
-    model: one of MODELS. steps: how many of its chain's; None: all. batches: sizes to run with,
-    each of them prepared anew.
+    model: "mnist" or "small". steps: how many of its chain's; None: all. batches: sizes to run
+    with, each of them prepared anew.
     """
     errors = Errors()
     expected = reference_images(device, model, steps)

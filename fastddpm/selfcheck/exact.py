@@ -19,6 +19,7 @@ from fastddpm.kernels.normal import cases as normal_cases
 from fastddpm.kernels.q_sample import cases as q_cases
 from fastddpm.kernels.q_sample import reference as q_reference
 from fastddpm.noise import Purpose
+from fastddpm.ops.ancestral_step import step_in_place
 from fastddpm.ops.backends import interpreting
 from fastddpm.selfcheck.outcome import Bits, Errors, Outcome, largest_difference
 
@@ -118,21 +119,7 @@ def _stepped(
     """What a step has written, by argument; the call itself stays as it is."""
     place = device or torch.device("cpu")
     own = {name: _copied(name, tensor, place) for name, tensor in call.tensors.items()}
-    made = call._replace(**own)
-    if made.noise is None:
-        z: Tensor | ops.Draw = ops.Draw(own["seed"], own["indices"], own["timesteps"])
-    else:
-        z = made.noise
-    ops.ancestral_step_(
-        *(made.x, made.model_output, z, made.table, made.i),
-        prediction=made.prediction,
-        variance=made.variance,
-        clip=made.clip,
-        x_0=made.x_0,
-        network_input=made.network_input,
-        first_nonfinite=made.first_nonfinite,
-        backend=backend,
-    )
+    step_in_place(call._replace(**own), backend)
     written = ("x", "x_0", "network_input", "first_nonfinite")
     return {name: own[name] for name in written if name in own}
 
