@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LIBRARY_NAME = "libfastddpm_cpu" + (".dylib" if sys.platform == "darwin" else ".so")
 ISA_VARIABLE = "FASTDDPM_CPU_ISA"
 

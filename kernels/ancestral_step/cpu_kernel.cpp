@@ -54,9 +54,14 @@ static inline f32 sigma_of(const float* row, int32_t variance, f32 v) {
   return row[FASTDDPM_NOISE_GATE] * exponential(log_variance * 0.5f);
 }
 
+void run_step(const fastddpm_step&, const fastddpm::Team&) {}
+
 }  // namespace
 
 namespace fastddpm::FASTDDPM_ISA {
+
+extern const Operation step;
+const Operation step = operation<fastddpm_step, run_step, no_scratch<fastddpm_step>>();
 
 void ancestral_step(const AncestralStepArguments& a, int64_t begin, int64_t end) {
   const float* row = a.row;

@@ -28,6 +28,8 @@ const char* fastddpm_error_message(int32_t status) {
       return "the row index lies outside of the step table";
     case FASTDDPM_UNKNOWN_ISA:
       return "unknown instruction set, or one that this CPU or this library lacks";
+    case FASTDDPM_NO_MEMORY:
+      return "no memory for scratch space, or no thread, is to be had";
     default:
       return "unknown status";
   }

@@ -11,8 +11,20 @@
   namespace SET {                                                       \
   void normal(const NormalArguments&, int64_t, int64_t);                \
   void ancestral_step(const AncestralStepArguments&, int64_t, int64_t); \
+  extern const Operation conv3x3, convolution, attention, statistics;   \
+  extern const Operation norm, pointwise, layout, step;                 \
+  extern const Packing conv3x3_packing, convolution_packing;            \
   }
-#define FASTDDPM_ENTRY(SET, SUPPORTED) {#SET, SUPPORTED, SET::normal, SET::ancestral_step}
+// The operations in the order of their codes.
+#define FASTDDPM_ENTRY(SET, SUPPORTED)                                               \
+  {#SET,                                                                             \
+   SUPPORTED,                                                                        \
+   SET::normal,                                                                      \
+   SET::ancestral_step,                                                              \
+   {&SET::conv3x3, &SET::convolution, &SET::attention, &SET::statistics, &SET::norm, \
+    &SET::pointwise, &SET::layout, &SET::step},                                      \
+   &SET::conv3x3_packing,                                                            \
+   &SET::convolution_packing}
 
 namespace fastddpm {
 

@@ -8,6 +8,9 @@
 
 #include <cstdint>
 
+#include "../include/fastddpm.h"
+#include "team.h"
+
 namespace fastddpm {
 
 // Elements; a multiple of 4 normals a counter times the widest vector (16 floats).
@@ -41,11 +44,44 @@ struct AncestralStepArguments {
   int64_t timestep;
 };
 
+// One kind of instruction of a program. Every member of the team calls run; the program puts a
+// barrier after it. scratch: bytes that the whole team needs for it.
+struct Operation {
+  void (*run)(const void* arguments, const Team& team);
+  int64_t (*scratch)(const void* arguments, int32_t threads);
+};
+
+// An Operation from functions that take their own struct.
+template <typename Arguments, void (*RUN)(const Arguments&, const Team&),
+          int64_t (*SCRATCH)(const Arguments&, int32_t)>
+constexpr Operation operation() {
+  return {[](const void* arguments, const Team& team) {
+            RUN(*static_cast<const Arguments*>(arguments), team);
+          },
+          [](const void* arguments, int32_t threads) {
+            return SCRATCH(*static_cast<const Arguments*>(arguments), threads);
+          }};
+}
+
+template <typename Arguments>
+int64_t no_scratch(const Arguments&, int32_t) {
+  return 0;
+}
+
+// How one kind of convolution keeps its weights.
+struct Packing {
+  int64_t (*bytes)(int64_t out_channels, int64_t in_channels, int64_t kernel, int64_t packing);
+  void (*pack)(void* packed, const float* weight, int64_t out_channels, int64_t in_channels,
+               int64_t kernel, int64_t packing);
+};
+
 struct Kernels {
   const char* isa;
   bool (*supported)();
   void (*normal)(const NormalArguments&, int64_t begin, int64_t end);
   void (*ancestral_step)(const AncestralStepArguments&, int64_t begin, int64_t end);
+  const Operation* operations[FASTDDPM_OPS];
+  const Packing *conv3x3_packing, *convolution_packing;
 };
 
 // The chosen set.

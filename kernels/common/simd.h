@@ -71,6 +71,42 @@ static inline u64 multiply_low_words(u64 a, u64 b) {
 #endif
 }
 
+// a b + c, rounded once where the instruction set can, the same at every call of one set: code is
+// compiled with -ffp-contract=off, so where a multiply-add is fused is written and not guessed.
+static inline f32 multiply_add(f32 a, f32 b, f32 c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32>(_mm512_fmadd_ps(
+      reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<f32>(_mm256_fmadd_ps(
+      reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#elif defined(__aarch64__)
+  return reinterpret_cast<f32>(vfmaq_f32(reinterpret_cast<float32x4_t>(c),
+                                         reinterpret_cast<float32x4_t>(a),
+                                         reinterpret_cast<float32x4_t>(b)));
+#else
+  return a * b + c;
+#endif
+}
+
+static inline f32 load(const float* from) {
+  f32 v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+static inline void store(float* to, f32 v) { memcpy(to, &v, sizeof v); }
+
+// Keeps v in a register: the compiler would otherwise fold a vector that is used several times into
+// each use as a memory operand, and the loads become the limit.
+static inline void keep_in_register(f32& v) {
+#if defined(__x86_64__) || defined(__i386__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
 // Correctly rounded.
 static inline f32 square_root(f32 v) {
 #if defined(__AVX512F__)

@@ -17,13 +17,14 @@ extern "C" {
 #define FASTDDPM_API __attribute__((visibility("default")))
 
 /* Changes whenever a signature or a meaning below changes. */
-#define FASTDDPM_ABI_VERSION 1
+#define FASTDDPM_ABI_VERSION 2
 
 enum {
   FASTDDPM_OK = 0,
   FASTDDPM_INVALID_ARGUMENT = 1, /* a null pointer, a negative size, an unknown code */
   FASTDDPM_ROW_OUT_OF_RANGE = 2, /* the row index lies outside of the step table */
-  FASTDDPM_UNKNOWN_ISA = 3       /* not in fastddpm_isa_list() */
+  FASTDDPM_UNKNOWN_ISA = 3,      /* not in fastddpm_isa_list() */
+  FASTDDPM_NO_MEMORY = 4         /* scratch memory or a thread is not to be had */
 };
 
 /* What the model's output stands for, and where the variance of a step comes from. */
@@ -79,6 +80,203 @@ FASTDDPM_API int32_t fastddpm_ancestral_step(float* x_prev, float* x_0, const fl
                                              int32_t variance, float clip, uint64_t seed,
                                              const int64_t* indices, const int64_t* timesteps,
                                              int32_t threads);
+
+/* ---- The captured program: a list of instructions, replayed for every step of a chain ----
+ *
+ * Feature maps are float32 [B, H, W, C], channels last. Pixel p of all B H W begins at
+ * data + p * stride; a stride is a multiple of FASTDDPM_ALIGN floats and at least C, and maps,
+ * norms and packed weights are aligned to 64 bytes. Lanes between C and the stride may hold
+ * anything. Buffers belong to the caller and must outlive the program, which keeps their addresses.
+ */
+#define FASTDDPM_ALIGN 16
+
+enum { FASTDDPM_ACTIVATION_NONE = 0, FASTDDPM_ACTIVATION_SILU = 1 };
+
+/* What an instruction reads: one map or two side by side, joined by channels; normalised while
+ * it is read if norm is not null: y = activation((x - mean) * scale + shift). */
+typedef struct {
+  const float* data[2];
+  int64_t stride[2];
+  int64_t channels[2]; /* channels[1] is 0 for one map */
+  const float* norm;   /* [B, 3, S]: mean, scale, shift; S = all channels rounded up to ALIGN */
+  int64_t activation;  /* applied with or without a norm */
+} fastddpm_input;
+
+/* Numbers that every pixel of a sample shares, [C] each; sample b at step i reads
+ * data + b * sample_stride + i * step_stride. None if data is null. */
+typedef struct {
+  const float* data;
+  int64_t sample_stride;
+  int64_t step_stride; /* 0: the same at every step */
+} fastddpm_row;
+
+/* What an instruction writes: (value + bias + row + residual) / divisor. */
+typedef struct {
+  float* data;
+  int64_t stride;
+  int64_t channels;
+  const float* bias; /* [channels] or null */
+  fastddpm_row row;
+  const float* residual; /* a map like the output, or null; may be the output itself */
+  int64_t residual_stride;
+  double divisor;
+  float* statistics; /* or null; see fastddpm_statistics */
+} fastddpm_output;
+
+/* A 3x3 convolution of stride 1 and padding 1. doubled: the input, [B, H/2, W/2], is first enlarged
+ * by two (nearest neighbour). H, W: of the output. Winograd F(4x4, 3x3). */
+typedef struct {
+  fastddpm_input x;
+  fastddpm_output y;
+  int64_t batch, height, width;
+  int64_t doubled;
+  const void* weights; /* of fastddpm_pack_conv3x3 */
+  int64_t packing;     /* FASTDDPM_PACKING_... */
+} fastddpm_conv3x3;
+
+/* Any other convolution: kernel 1x1 or 3x3, any stride, zeros beyond the border. `padding` rows
+ * above and columns to the left; what lies beyond the right and the lower border is 0, too. H, W:
+ * of the output. A linear layer is a 1x1 convolution. */
+typedef struct {
+  fastddpm_input x;
+  fastddpm_output y;
+  int64_t batch, height, width;
+  int64_t input_height, input_width;
+  int64_t kernel, stride, padding;
+  const void* weights; /* of fastddpm_pack_convolution */
+  int64_t packing;
+} fastddpm_convolution;
+
+/* softmax(q k^T scale) v for each head; head h reads channels [h d, (h + 1) d) of each. N tokens.
+ */
+typedef struct {
+  const float *q, *k, *v;
+  int64_t q_stride, k_stride, v_stride;
+  fastddpm_output y; /* heads * head_dim channels */
+  int64_t batch, tokens, heads, head_dim;
+  double scale;
+} fastddpm_attention;
+
+/* Mean and squared deviations of each channel over strips of 4 rows of a map:
+ * statistics [B, strips, 2, stride], strips = ceil(H / 4): sum_p x / n, sum_p (x - mean)^2. */
+typedef struct {
+  const float* data;
+  int64_t stride, channels;
+  int64_t batch, height, width;
+  float* statistics;
+} fastddpm_statistics;
+
+/* GroupNorm's coefficients for fastddpm_input.norm from the statistics of one map or two:
+ * scale = weight / sqrt(variance + eps), shift = bias; with modulation [2 C] = (a, b) for FiLM:
+ * scale (1 + a), shift (1 + a) + b. H, W: of the maps. */
+typedef struct {
+  const float* statistics[2];
+  int64_t stride[2], channels[2];
+  int64_t batch, height, width;
+  int64_t groups;
+  double eps;
+  const float *weight, *bias; /* [C] or null */
+  fastddpm_row modulation;
+  float* norm; /* [B, 3, S] */
+} fastddpm_norm;
+
+enum { FASTDDPM_RESAMPLE_NONE = 0, FASTDDPM_RESAMPLE_HALVE = 1, FASTDDPM_RESAMPLE_DOUBLE = 2 };
+
+/* A map written as it is read: normalised, joined, halved (mean of 2x2) or doubled, summed.
+ * H, W: of the output. */
+typedef struct {
+  fastddpm_input x;
+  fastddpm_output y;
+  int64_t batch, height, width;
+  int64_t resample;
+} fastddpm_pointwise;
+
+/* Between [B, C, P] (torch's own order, P = H W pixels) and maps: to = from * factor + offset,
+ * divided by divisor[step] if divisor is not null. */
+typedef struct {
+  float* to;
+  const float* from;
+  int64_t stride; /* of the map */
+  int64_t batch, channels, pixels;
+  int64_t into_map; /* 1: from is [B, C, P]; 0: to is */
+  double factor, offset;
+  const float* divisor; /* [steps] or null */
+} fastddpm_layout;
+
+/* One reverse step in place, as fastddpm_ancestral_step; [B, N] in torch's order. */
+typedef struct {
+  float* x;
+  float* x_0; /* or null */
+  const float* model_output;
+  const float* noise; /* or null: drawn from *seed, indices and timesteps */
+  const float* table; /* [steps, FASTDDPM_STEP_COLUMNS] */
+  int64_t batch, elements;
+  int64_t prediction, variance;
+  double clip;
+  const uint64_t* seed;
+  const int64_t* indices;
+  const int64_t* timesteps; /* [steps] */
+  int64_t* first_nonfinite; /* or null; becomes max(itself, step) if an output is not finite */
+} fastddpm_step;
+
+enum {
+  FASTDDPM_OP_CONV3X3 = 0,
+  FASTDDPM_OP_CONVOLUTION,
+  FASTDDPM_OP_ATTENTION,
+  FASTDDPM_OP_STATISTICS,
+  FASTDDPM_OP_NORM,
+  FASTDDPM_OP_POINTWISE,
+  FASTDDPM_OP_LAYOUT,
+  FASTDDPM_OP_STEP,
+  FASTDDPM_OPS
+};
+
+typedef struct {
+  int64_t op;
+  const void* arguments; /* the struct of that op; copied */
+} fastddpm_instruction;
+
+typedef struct fastddpm_program fastddpm_program;
+
+/* Packed weights. FLOAT32: reordered. FLOAT16: the same in half precision, each output channel
+ * scaled. TRANSFORMED (3x3 only): Winograd's 36 numbers for 9; faster, four times the memory. The
+ * layout belongs to the instruction set that is in use, and a program is made for that one. */
+enum {
+  FASTDDPM_PACKING_FLOAT32 = 0,
+  FASTDDPM_PACKING_FLOAT16 = 1,
+  FASTDDPM_PACKING_TRANSFORMED = 2
+};
+
+/* Bytes of packed weights, or -1 for arguments that make no sense. */
+FASTDDPM_API int64_t fastddpm_packed_conv3x3_bytes(int64_t out_channels, int64_t in_channels,
+                                                   int64_t packing);
+FASTDDPM_API int64_t fastddpm_packed_convolution_bytes(int64_t out_channels, int64_t in_channels,
+                                                       int64_t kernel, int64_t packing);
+/* weight: float32 [out, in, kernel, kernel] as torch has it. packed: of as many bytes, aligned
+ * to 64. */
+FASTDDPM_API int32_t fastddpm_pack_conv3x3(void* packed, const float* weight, int64_t out_channels,
+                                           int64_t in_channels, int64_t packing);
+FASTDDPM_API int32_t fastddpm_pack_convolution(void* packed, const float* weight,
+                                               int64_t out_channels, int64_t in_channels,
+                                               int64_t kernel, int64_t packing);
+
+/* A program for the instruction set in use and so many threads; null with *status set if it cannot
+ * be made. It allocates all that it needs; running it allocates nothing. */
+FASTDDPM_API fastddpm_program* fastddpm_program_create(const fastddpm_instruction* code,
+                                                       int64_t count, int32_t threads,
+                                                       int32_t* status);
+FASTDDPM_API void fastddpm_program_destroy(fastddpm_program* program);
+FASTDDPM_API int64_t fastddpm_program_scratch_bytes(const fastddpm_program* program);
+
+/* Replay the program for the steps *index, *index - 1, ... (rows of the tables); *index counts
+ * down. At most `steps` of them, and none is begun after `seconds` have passed, but for the first.
+ * Returns how many were taken, so that the caller can look for an interrupt and go on. */
+FASTDDPM_API int64_t fastddpm_program_run(fastddpm_program* program, int64_t* index, int64_t steps,
+                                          double seconds);
+
+/* The same for one step; seconds [count] += the time of each instruction. */
+FASTDDPM_API void fastddpm_program_profile(fastddpm_program* program, int64_t* index,
+                                           double* seconds);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,75 @@
+// The inner product of all convolutions and linear layers: a few rows times a panel of columns.
+//
+//     sum[r][v] += a[r][k] b[k][v]     k = 0, 1, ..., K - 1 in this order, one multiply-add each
+//
+// Every element is one chain of multiply-adds in the order of k, so a result depends neither on how
+// rows are put together nor on how K is cut. A panel of B is PANEL columns wide and lies k by k.
+#pragma once
+
+#include "simd.h"
+
+namespace {
+
+// Vectors a panel is wide, and the most rows that fit the registers beside it: 28, 12 or 24 sums.
+#if defined(__AVX512F__)
+constexpr int VECTORS = 2, MAX_ROWS = 14;
+#elif defined(__AVX2__)
+constexpr int VECTORS = 2, MAX_ROWS = 6;
+#elif defined(__aarch64__)
+constexpr int VECTORS = 4, MAX_ROWS = 6;
+#else
+constexpr int VECTORS = 2, MAX_ROWS = 6;
+#endif
+
+constexpr int64_t PANEL = VECTORS * LANES;
+
+// a: row r begins at a + r * a_stride (floats). b: [depth][PANEL], of which WIDTH vectors are used.
+template <int ROWS, int WIDTH>
+static inline void multiply_panel(const float* a, int64_t a_stride, const float* b, int64_t depth,
+                                  f32 (&sum)[ROWS][WIDTH]) {
+  for (int64_t k = 0; k < depth; ++k, b += PANEL) {
+    f32 column[WIDTH];
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v) {
+      column[v] = load(b + v * LANES);
+      keep_in_register(column[v]);
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < ROWS; ++r) {
+      const f32 value = broadcast(a[r * a_stride + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < WIDTH; ++v) sum[r][v] = multiply_add(value, column[v], sum[r][v]);
+    }
+  }
+}
+
+// Calls body(std::integral_constant-like Rows, first) for blocks of nearly equal size, MAX_ROWS at
+// most: 16 rows in blocks of 14 would leave 2, which run at a fraction of the speed.
+template <int ROWS>
+struct Rows {
+  static constexpr int value = ROWS;
+};
+
+template <int ROWS = MAX_ROWS, typename Body>
+static inline void with_rows(int64_t rows, const Body& body) {
+  if constexpr (ROWS == 1) {
+    body(Rows<1>{});
+  } else if (rows == ROWS) {
+    body(Rows<ROWS>{});
+  } else {
+    with_rows<ROWS - 1>(rows, body);
+  }
+}
+
+template <typename Body>
+static inline void for_row_blocks(int64_t rows, const Body& body) {
+  const int64_t blocks = (rows + MAX_ROWS - 1) / MAX_ROWS;
+  int64_t first = 0;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t end = rows * (block + 1) / blocks;
+    with_rows(end - first, [&](auto count) { body(count, first); });
+    first = end;
+  }
+}
+
+}  // namespace
