@@ -28,8 +28,12 @@ LOG = tl.constexpr(
         -0.17477595806121826,
     )
 )
-MINUS_TWO_LN_2 = tl.constexpr(-1.3862943649291992)
+# -2 ln 2 in units of 2^-23.
+MINUS_TWO_LN_2 = tl.constexpr(-1.3862943649291992 * 2.0**-23)
 SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
+# What 2^32 adds to a number's bits, and where the exponent stands in them.
+WORD_BITS = tl.constexpr(32 << 23)
+EXPONENT_MASK = tl.constexpr(-1 << 23)
 SIN = tl.constexpr(
     (1.5707963705062866, -0.6459649801254272, 0.07969201356172562, -0.0046287840232253075)
 )
@@ -82,37 +86,36 @@ def philox4x32(c0, key, counter):
 @triton.jit
 def box_muller(radius_word, angle_word):
     """Two independent normals from two words."""
-    radius = tl.sqrt_rn(minus_two_ln(uniform(radius_word)))
+    radius = tl.sqrt_rn(minus_two_ln(radius_word))
     cosine, sine = cos_sin(angle_word)
     return radius * cosine, radius * sine
 
 
 @triton.jit
-def uniform(word):
-    """u = float32(word) 2^-32 + 2^-33 in [2^-33, 1]."""
-    return word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+def minus_two_ln(word):
+    """-2 ln u = e (-2 ln 2) - 2 ln(1 + f), where u = 2^e (1 + f), 1 + f in [sqrt(.5), sqrt(2)).
 
-
-@triton.jit
-def minus_two_ln(u):
-    """-2 ln u = e (-2 ln 2) - 2 ln(1 + f), where u = 2^e (1 + f), 1 + f in [sqrt(.5), sqrt(2))."""
-    bits = u.to(tl.int32, bitcast=True)
-    exponent = (bits - SQRT_HALF_BITS) >> 23
-    f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    u = float32(word) 2^-32 + 2^-33 in [2^-33, 1]; here it is held as 2^32 u, and e as 2^23 e: powers
+    of two change no rounding.
+    """
+    bits = (word.to(tl.float32) + 0.5).to(tl.int32, bitcast=True) - WORD_BITS
+    exponent = (bits - SQRT_HALF_BITS) & EXPONENT_MASK
+    f = (bits - exponent).to(tl.float32, bitcast=True) - 1.0
     return exponent.to(tl.float32) * MINUS_TWO_LN_2 + f * polynomial(f, LOG, 9)
 
 
 @triton.jit
 def cos_sin(word):
     """(cos, sin)(pi/2 (q + s)): q = the top two bits, s = the next 24 bits 2^-24 - 1/2."""
-    fraction = ((word >> 6) & 0xFFFFFF).to(tl.int32) - 0x800000
+    # Flipping its top bit takes half of its range from a number.
+    fraction = ((word << 2) ^ 0x80000000).to(tl.int32, bitcast=True) >> 8
     s = fraction.to(tl.float32) * 5.9604644775390625e-08
     square = s * s
     cosine = polynomial(square, COS, 5)
     sine = s * polynomial(square, SIN, 4)
     swap = (word & 0x40000000) != 0
-    # (c, s), (-s, c), (-c, -s), (s, -c) for q = 0, 1, 2, 3: the signs are bits of q.
-    x = flip_sign(tl.where(swap, sine, cosine), word ^ (word << 1))
+    # (c, s), (-s, c), (-c, -s), (s, -c) for q = 0, 1, 2, 3: the signs are the top bits of q + 1, q.
+    x = flip_sign(tl.where(swap, sine, cosine), word + 0x40000000)
     y = flip_sign(tl.where(swap, cosine, sine), word)
     return x, y
 
