@@ -1,6 +1,6 @@
 // Mean and squared deviations of each channel over strips of 4 rows of a map, in two passes:
 //
-//     mean = sum_p x_p / n,   M2 = sum_p (x_p - mean)^2      p in the order of the pixels
+//     mean = x_0 + sum_p (x_p - x_0) / n,   M2 = sum_p (x_p - mean)^2      p in the pixels' order
 //
 // [B, strips, 2, stride], strips = ceil(H / 4). A strip's numbers depend on nothing but its pixels.
 #pragma once
@@ -20,11 +20,14 @@ static inline int64_t strips_of(int64_t height) { return (height + STRIP - 1) / 
 template <int COUNT>
 static inline void strip_sums(const float* from, int64_t stride, int64_t pixels, float* mean,
                               float* squares) {
-  f32 sum[COUNT] = {}, square[COUNT] = {};
-  for (int64_t p = 0; p < pixels; ++p) {
-    for (int v = 0; v < COUNT; ++v) sum[v] = sum[v] + load(from + p * stride + v * LANES);
+  f32 first[COUNT], sum[COUNT] = {}, square[COUNT] = {};
+  for (int v = 0; v < COUNT; ++v) first[v] = load(from + v * LANES);
+  for (int64_t p = 1; p < pixels; ++p) {
+    for (int v = 0; v < COUNT; ++v) {
+      sum[v] = sum[v] + (load(from + p * stride + v * LANES) - first[v]);
+    }
   }
-  for (int v = 0; v < COUNT; ++v) sum[v] = sum[v] / broadcast(static_cast<float>(pixels));
+  for (int v = 0; v < COUNT; ++v) sum[v] = first[v] + sum[v] / static_cast<float>(pixels);
   for (int64_t p = 0; p < pixels; ++p) {
     for (int v = 0; v < COUNT; ++v) {
       const f32 deviation = load(from + p * stride + v * LANES) - sum[v];

@@ -117,13 +117,15 @@ static void multiply(const fastddpm_convolution& a, const Plan& plan, int64_t st
     for_row_blocks(count, [&](auto block, int64_t row) {
       constexpr int ROWS = decltype(block)::value;
       f32 sum[ROWS][WIDTH] = {};
+      multiply_panel(rows + row * stride + k, stride, b, chunk, sum);
       float* const kept = sums + row * PANEL;
       if (k > 0) {
         for (int r = 0; r < ROWS; ++r) {
-          for (int v = 0; v < WIDTH; ++v) sum[r][v] = load(kept + r * PANEL + v * LANES);
+          for (int v = 0; v < WIDTH; ++v) {
+            sum[r][v] = load(kept + r * PANEL + v * LANES) + sum[r][v];
+          }
         }
       }
-      multiply_panel(rows + row * stride + k, stride, b, chunk, sum);
       if (k + chunk == plan.depth) {
         finish(a, step, first + row, panel * PANEL, sum);
       } else {
