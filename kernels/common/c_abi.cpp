@@ -97,4 +97,42 @@ int32_t fastddpm_ancestral_step(float* x_prev, float* x_0, const float* x,
   return FASTDDPM_OK;
 }
 
+int64_t fastddpm_packed_conv3x3_bytes(int64_t out_channels, int64_t in_channels, int64_t packing) {
+  if (out_channels < 1 || in_channels < 1 || packing < 0 ||
+      packing > FASTDDPM_PACKING_TRANSFORMED) {
+    return -1;
+  }
+  return fastddpm::kernels().conv3x3_packing->bytes(out_channels, in_channels, 3, packing);
+}
+
+int64_t fastddpm_packed_convolution_bytes(int64_t out_channels, int64_t in_channels, int64_t kernel,
+                                          int64_t packing) {
+  if (out_channels < 1 || in_channels < 1 || (kernel != 1 && kernel != 3) || packing < 0 ||
+      packing > FASTDDPM_PACKING_FLOAT16) {
+    return -1;
+  }
+  return fastddpm::kernels().convolution_packing->bytes(out_channels, in_channels, kernel, packing);
+}
+
+int32_t fastddpm_pack_conv3x3(void* packed, const float* weight, int64_t out_channels,
+                              int64_t in_channels, int64_t packing) {
+  if (packed == nullptr || weight == nullptr ||
+      fastddpm_packed_conv3x3_bytes(out_channels, in_channels, packing) < 0) {
+    return FASTDDPM_INVALID_ARGUMENT;
+  }
+  fastddpm::kernels().conv3x3_packing->pack(packed, weight, out_channels, in_channels, 3, packing);
+  return FASTDDPM_OK;
+}
+
+int32_t fastddpm_pack_convolution(void* packed, const float* weight, int64_t out_channels,
+                                  int64_t in_channels, int64_t kernel, int64_t packing) {
+  if (packed == nullptr || weight == nullptr ||
+      fastddpm_packed_convolution_bytes(out_channels, in_channels, kernel, packing) < 0) {
+    return FASTDDPM_INVALID_ARGUMENT;
+  }
+  fastddpm::kernels().convolution_packing->pack(packed, weight, out_channels, in_channels, kernel,
+                                                packing);
+  return FASTDDPM_OK;
+}
+
 }  // extern "C"

@@ -260,8 +260,9 @@ FASTDDPM_API int32_t fastddpm_pack_convolution(void* packed, const float* weight
                                                int64_t out_channels, int64_t in_channels,
                                                int64_t kernel, int64_t packing);
 
-/* A program for the instruction set in use and so many threads; null with *status set if it cannot
- * be made. It allocates all that it needs; running it allocates nothing. */
+/* A program of at least one instruction for the instruction set in use and so many threads; null
+ * with *status set if it cannot be made. It allocates all that it needs; running it allocates
+ * nothing. One thread runs it at a time. */
 FASTDDPM_API fastddpm_program* fastddpm_program_create(const fastddpm_instruction* code,
                                                        int64_t count, int32_t threads,
                                                        int32_t* status);
@@ -270,13 +271,14 @@ FASTDDPM_API int64_t fastddpm_program_scratch_bytes(const fastddpm_program* prog
 
 /* Replay the program for the steps *index, *index - 1, ... (rows of the tables); *index counts
  * down. At most `steps` of them, and none is begun after `seconds` have passed, but for the first.
- * Returns how many were taken, so that the caller can look for an interrupt and go on. */
+ * Returns how many were taken, so that the caller can look for an interrupt and go on. The child of
+ * a fork() gets threads of its own at the first call; -1 if there are none to be had. */
 FASTDDPM_API int64_t fastddpm_program_run(fastddpm_program* program, int64_t* index, int64_t steps,
                                           double seconds);
 
 /* The same for one step; seconds [count] += the time of each instruction. */
-FASTDDPM_API void fastddpm_program_profile(fastddpm_program* program, int64_t* index,
-                                           double* seconds);
+FASTDDPM_API int64_t fastddpm_program_profile(fastddpm_program* program, int64_t* index,
+                                              double* seconds);
 
 #ifdef __cplusplus
 }
