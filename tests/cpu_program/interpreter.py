@@ -1,8 +1,7 @@
 """The instructions of kernels/include/fastddpm.h in plain torch and float64, from their structs.
 
-It shows what a program computes, without any kernel: the numbers of the arena and of the tensors
-that the program reads or writes are held in float64 beside their own memory. Packed weights are
-those of `PlainPacker`, which leaves them as torch has them.
+It shows what a program computes, without any kernel: the numbers of the arena, of the weights and of
+the tensors that the program reads or writes are held in float64 beside their own memory.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from fastddpm.ops.program_abi import (
     Layout,
     Norm,
     Output,
-    Packing,
     Pointwise,
     Prediction,
     Resample,
@@ -47,27 +45,19 @@ VARIANCES = {
 }
 
 
-class PlainPacker:
-    """Weights as torch has them."""
-
-    def bytes(self, kind: str, shape: torch.Size, packing: Packing) -> int:
-        return 4 * math.prod(shape)
-
-    def pack(self, kind: str, to: Tensor, weight: Tensor, packing: Packing) -> None:
-        ctypes.memmove(to.data_ptr(), weight.data_ptr(), 4 * weight.numel())
-
-
 class Memory:
     """Float64 numbers for every address of a program's floats. The arena begins as NaN."""
 
     def __init__(self, program: Lowered, *others: Tensor) -> None:
         self._own: dict[int, Tensor] = {}
-        packed = (packed.memory for packed in program.packed)
-        for tensor in (program.arena, *packed, *program.constants, *others):
+        for tensor in (program.arena, *program.constants, *others):
             if tensor.dtype in (torch.float32, torch.uint8):
                 storage = tensor.untyped_storage()
                 self._own[storage.data_ptr()] = torch.empty(0).set_(storage)
         self._regions = {start: own.double() for start, own in self._own.items()}
+        for packed in program.packed:
+            weight = packed.build(*(source.detach() for source in packed.sources))
+            self._regions[packed.address] = weight.double().flatten()
         self._regions[program.arena.data_ptr()].fill_(math.nan)
 
     def at(self, address: int, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
@@ -123,10 +113,8 @@ class _Replay:
         q, k, v = heads
         mixed = (q @ k.mT * a.scale).softmax(-1) @ v  # [B, heads, N, d]
         mixed = mixed.permute(0, 1, 3, 2).flatten(1, 2)
-        # Its statistics need the map's height: a square is all that the tests have.
-        side = math.isqrt(a.tokens)
-        assert side**2 == a.tokens
-        self._write(a.y, mixed.reshape(a.batch, -1, side, side))
+        assert not a.y.statistics, "tokens have no rows"
+        self._write(a.y, mixed[..., None])
 
     def statistics(self, a: Statistics) -> None:
         pixels = self._map(a.data, a.stride, a.batch, a.channels, a.height, a.width)

@@ -22,6 +22,7 @@ from fastddpm.ops.program_abi import (
     ALIGN,
     Activation,
     Arguments,
+    Attention,
     Input,
     Layout,
     Output,
@@ -262,9 +263,9 @@ class Emitter:
         if map.statistics is None:
             batch, channels, height, width = map.shape
             map.statistics = self.arena.reserve(batch * -(-height // STRIP) * 2 * map.stride)
-            output = getattr(map.producer, "y", None)
-            if output is not None:
-                output.statistics = map.statistics
+            # Tokens have no rows: attention writes none.
+            if map.producer is not None and not isinstance(map.producer, Attention):
+                map.producer.y.statistics = map.statistics
             else:
                 sizes = {"batch": batch, "height": height, "width": width}
                 own = {"data": map.address, "stride": map.stride, "channels": channels}

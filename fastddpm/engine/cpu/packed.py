@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,45 +20,6 @@ from fastddpm.ops.program_abi import Packing
 
 # From the tensors of a layer, one float32 weight [out, in, k, k] or vector.
 Build = Callable[..., Tensor]
-
-
-class Packer(Protocol):
-    """How a convolution's weights become what its kernel reads. kind: "conv3x3" or
-    "convolution"."""
-
-    def bytes(self, kind: str, shape: torch.Size, packing: Packing) -> int:
-        """How many bytes a weight [out, in, k, k] becomes."""
-        ...
-
-    def pack(self, kind: str, to: Tensor, weight: Tensor, packing: Packing) -> None:
-        """Write them to uint8 [bytes]. weight: float32, contiguous."""
-        ...
-
-
-class LibraryPacker:
-    """Packs with the library, for the instruction set that was in use when this was made."""
-
-    def __init__(self) -> None:
-        self._isa = cpu_library().isa
-
-    def bytes(self, kind: str, shape: torch.Size, packing: Packing) -> int:
-        count = getattr(cpu_library().handle, f"fastddpm_packed_{kind}_bytes")
-        return int(count(*_sizes(kind, shape), packing))
-
-    def pack(self, kind: str, to: Tensor, weight: Tensor, packing: Packing) -> None:
-        if cpu_library().isa != self._isa:
-            raise RuntimeError(
-                f"this engine packs weights for {self._isa}, but the library now uses "
-                f"{cpu_library().isa}: make another"
-            )
-        sizes = _sizes(kind, weight.shape)
-        cpu_library().call(
-            f"fastddpm_pack_{kind}", to.data_ptr(), weight.data_ptr(), *sizes, packing
-        )
-
-
-def _sizes(kind: str, shape: torch.Size) -> tuple[int, ...]:
-    return tuple(shape[:2] if kind == "conv3x3" else shape[:3])
 
 
 @dataclass(eq=False)
@@ -79,10 +39,11 @@ class Packed:
 
 
 class PackedWeights:
-    """All that the programs of one engine have packed. A layer's goes with the last of them."""
+    """All that the programs of one engine have packed, for the instruction set that was in use when
+    this was made. A layer's goes with the last of them."""
 
-    def __init__(self, options: CpuOptions, packer: Packer | None = None) -> None:
-        self._packer = packer or LibraryPacker()
+    def __init__(self, options: CpuOptions) -> None:
+        self._isa = cpu_library().isa
         self._packings = {
             "conv3x3": options.packing_3x3,
             "convolution": options.packing,
@@ -124,14 +85,25 @@ class PackedWeights:
     def _bytes(self, kind: str, made: Tensor, packing: Packing) -> int:
         if kind == "vector":
             return made.numel() * made.element_size()
-        return self._packer.bytes(kind, made.shape, packing)
+        count = getattr(cpu_library().handle, f"fastddpm_packed_{kind}_bytes")
+        return int(count(*_sizes(kind, made), packing))
 
     def _pack(self, packed: Packed) -> None:
-        made = _built(packed.build, packed.sources)
-        if packed.kind == "vector":
+        made, kind = _built(packed.build, packed.sources), packed.kind
+        if kind == "vector":
             ctypes.memmove(packed.address, made.data_ptr(), packed.memory.numel())
-        else:
-            self._packer.pack(packed.kind, packed.memory, made, packed.packing)
+            return
+        if cpu_library().isa != self._isa:
+            raise RuntimeError(
+                f"this engine has packed weights for {self._isa}, but the library now uses "
+                f"{cpu_library().isa}: make another"
+            )
+        sizes = (*_sizes(kind, made), packed.packing)
+        cpu_library().call(f"fastddpm_pack_{kind}", packed.address, made.data_ptr(), *sizes)
+
+
+def _sizes(kind: str, weight: Tensor) -> tuple[int, ...]:
+    return tuple(weight.shape[:2] if kind == "conv3x3" else weight.shape[:3])
 
 
 @torch.no_grad()

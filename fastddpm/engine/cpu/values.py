@@ -29,7 +29,7 @@ Shape = tuple[int, int, int, int]
 class Map:
     """Pixels of ``channels`` floats, ``stride`` floats apart, from ``address`` on.
 
-    producer: the instruction that writes it. statistics: where its statistics are, if anywhere.
+    producer: the instruction that writes it as its output ``y``; None: another. statistics: where its statistics are, if anywhere.
     """
 
     address: int
