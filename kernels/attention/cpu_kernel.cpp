@@ -68,46 +68,38 @@ struct Head {
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Columns of a panel are keys, 0 beyond the last.
-static void pack_keys(const fastddpm_attention& a, const Head& head, int64_t panel) {
-  float* const to = head.keys + panel * a.head_dim * PANEL;
+// The keys and values of one panel of tokens. A panel's columns are keys, 0 beyond the last.
+static void pack(const fastddpm_attention& a, const Head& head, int64_t panel) {
+  float* const keys = head.keys + panel * a.head_dim * PANEL;
   for (int64_t column = 0; column < PANEL; column += LANES) {
-    const int64_t first = panel * PANEL + column, keys = least(LANES, a.tokens - first);
+    const int64_t first = panel * PANEL + column, count = least(LANES, a.tokens - first);
     const float* from = a.k + (head.pixel + first) * a.k_stride + head.channel;
     for (int64_t c = 0; c < a.head_dim; c += LANES) {
       const int64_t channels = least(LANES, a.head_dim - c);
       f32 block[LANES] = {};
-      for (int64_t i = 0; i < keys; ++i) block[i] = load(from + i * a.k_stride + c, channels);
+      for (int64_t i = 0; i < count; ++i) block[i] = load(from + i * a.k_stride + c, channels);
       transpose(block);
-      for (int64_t i = 0; i < channels; ++i) store(to + (c + i) * PANEL + column, block[i]);
+      for (int64_t i = 0; i < channels; ++i) store(keys + (c + i) * PANEL + column, block[i]);
     }
   }
-}
-
-static void pack_values(const fastddpm_attention& a, const Head& head, int64_t panel) {
-  const int64_t first = panel * PANEL;
-  const float* from = a.v + head.pixel * a.v_stride + head.channel + first;
-  float* to = head.values + first * a.tokens;
-  for (int64_t token = 0; token < a.tokens; ++token, from += a.v_stride, to += PANEL) {
-    for (int64_t c = 0; c < PANEL; c += LANES) {
-      const int64_t left = a.head_dim - first - c;
-      store(to + c, left > 0 ? load(from + c, left) : f32{});
+  const int64_t end = least((panel + 1) * PANEL, a.tokens);
+  for (int64_t token = panel * PANEL; token < end; ++token) {
+    const float* from = a.v + (head.pixel + token) * a.v_stride + head.channel;
+    for (int64_t c = 0; c < a.head_dim; c += LANES) {
+      float* to = head.values + (c / PANEL * a.tokens + token) * PANEL + c % PANEL;
+      store(to, load(from + c, a.head_dim - c));
     }
-  }
-}
-
-static void pack(const fastddpm_attention& a, const Plan& plan, const Head& head, int64_t panel) {
-  if (panel < plan.key_panels) {
-    pack_keys(a, head, panel);
-  } else {
-    pack_values(a, head, panel - plan.key_panels);
   }
 }
 
 // s -> p in place; returns 1 / sum p.
 static float soften(float* row, int64_t tokens) {
   constexpr float NOTHING = -__builtin_inff();
-  for (int64_t t = tokens; t % LANES != 0; ++t) row[t] = NOTHING;
+  const int64_t left = tokens % LANES;
+  if (left != 0) {
+    float* const last = row + tokens - left;
+    store(last, first_lanes(left) ? load(last) : broadcast(NOTHING));
+  }
   f32 most = broadcast(NOTHING), sum = {};
   for (int64_t t = 0; t < tokens; t += LANES) most = greater(load(row + t), most);
   const f32 greatest = broadcast(greatest_lane(most));
@@ -212,10 +204,9 @@ void run_attention(const fastddpm_attention& a, const Team& team) {
     const int64_t end = a.tokens * (block + 1) / plan.blocks;
     attend(a, plan, head, Block(plan, first, end - first, room), team.step);
   };
-  const int64_t panels = plan.key_panels + plan.value_panels;
   for (int64_t index = team.claim(); index < plan.alone; index = team.claim()) {
     const Head head(a, plan, index, packed + team.member * plan.packed_floats);
-    for (int64_t panel = 0; panel < panels; ++panel) pack(a, plan, head, panel);
+    for (int64_t panel = 0; panel < plan.key_panels; ++panel) pack(a, head, panel);
     for (int64_t block = 0; block < plan.blocks; ++block) attend_block(head, block);
   }
   const int64_t rest = plan.heads - plan.alone;
@@ -224,8 +215,8 @@ void run_attention(const fastddpm_attention& a, const Team& team) {
     return Head(a, plan, plan.alone + index, packed + index * plan.packed_floats);
   };
   team.barrier();
-  for (int64_t piece = team.claim(); piece < rest * panels; piece = team.claim()) {
-    pack(a, plan, shared_head(piece / panels), piece % panels);
+  for (int64_t piece = team.claim(); piece < rest * plan.key_panels; piece = team.claim()) {
+    pack(a, shared_head(piece / plan.key_panels), piece % plan.key_panels);
   }
   team.barrier();
   for (int64_t piece = team.claim(); piece < rest * plan.blocks; piece = team.claim()) {

@@ -29,6 +29,13 @@ struct Turn {
   static constexpr int of(int i) { return (i + DISTANCE) % LANES; }
 };
 
+// True in the first `count` lanes.
+static inline i32 first_lanes(int64_t count) {
+  i32 lane;
+  for (int i = 0; i < LANES; ++i) lane[i] = i;
+  return lane < static_cast<int32_t>(count);
+}
+
 // LANES rows become columns. Each round zips row i with row i + LANES / 2: it turns the bits of a
 // number's place, (row, lane), by one, and after log2 LANES rounds row and lane are exchanged.
 static inline void transpose(f32 (&rows)[LANES]) {
