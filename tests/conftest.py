@@ -14,6 +14,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import numpy as np
 import pytest
 import torch
+from op_backends import ISAS, instruction_set
 
 
 @pytest.fixture(params=[torch.float64, torch.bfloat16], ids=str)
@@ -51,3 +52,10 @@ def casts_round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
         return TensorHandle(rounded.astype("uint16"), dtype.scalar)
 
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this machine runs, in use during the test."""
+    with instruction_set(request.param):
+        yield request.param

@@ -28,8 +28,10 @@ def instruction_set(isa: str) -> Iterator[None]:
     best = LIBRARY.isa
     LIBRARY.use_isa(isa)
     assert LIBRARY.isa == isa
-    yield
-    LIBRARY.use_isa(best)
+    try:
+        yield
+    finally:
+        LIBRARY.use_isa(best)
 
 
 @contextlib.contextmanager

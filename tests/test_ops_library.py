@@ -16,7 +16,7 @@ from op_backends import LIBRARY, needs_library, same_bits
 from fastddpm import noise, ops
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 from fastddpm.noise import Purpose
-from fastddpm.ops import library
+from fastddpm.ops import library, program_abi
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,9 +42,10 @@ def test_header_and_python_agree() -> None:
     names = ["FASTDDPM_X0_FROM_X", *re.findall(r"FASTDDPM_\w+", columns[1])]
     assert names == [f"FASTDDPM_{name.upper()}" for name in STEP_COLUMNS]
     functions = set(re.findall(r"(fastddpm_\w+)\(", header.split("extern")[1]))
-    declared = {"fastddpm_abi_version", "fastddpm_error_message", *library._SIGNATURES}
+    program = {name: arguments for name, (_, arguments) in program_abi.FUNCTIONS.items()}
+    declared = {"fastddpm_abi_version", "fastddpm_error_message", *library._SIGNATURES, *program}
     assert functions == declared | {"fastddpm_isa_name", "fastddpm_isa_list"}
-    for name, types in library._SIGNATURES.items():
+    for name, types in (library._SIGNATURES | program).items():
         parameters = re.search(rf"{name}\((.*?)\);", header, re.S)
         assert parameters is not None and parameters[1].count(",") + 1 == len(types), name
 
@@ -94,7 +95,7 @@ def test_another_abi_version_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(library, "ABI_VERSION", 99)
     library.cpu_library.cache_clear()
     try:
-        assert "ABI version 1, this package needs 99" in ops.cpu_library_status()
+        assert "ABI version 2, this package needs 99" in ops.cpu_library_status()
     finally:
         monkeypatch.undo()
         library.cpu_library.cache_clear()

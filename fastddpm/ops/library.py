@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastddpm.ops import program_abi
+
 ABI_VERSION = 2
 LIBRARY_NAME = "libfastddpm_cpu" + (".dylib" if sys.platform == "darwin" else ".so")
 ISA_VARIABLE = "FASTDDPM_CPU_ISA"
@@ -26,7 +28,7 @@ _int64 = ctypes.c_int64
 _int32 = ctypes.c_int32
 _uint64 = ctypes.c_uint64
 
-# Argument types of every function that returns a status, as in fastddpm.h.
+# Argument types of the functions outside of the program that return a status, as in fastddpm.h.
 _SIGNATURES: dict[str, list[type]] = {
     "fastddpm_use_isa": [ctypes.c_char_p],
     "fastddpm_normal": [
@@ -139,6 +141,10 @@ def _declare(handle: ctypes.CDLL) -> ctypes.CDLL:
         function = getattr(handle, name)
         function.argtypes = arguments
         function.restype = _int32
+    for name, (result, arguments) in program_abi.FUNCTIONS.items():
+        function = getattr(handle, name)
+        function.argtypes = arguments
+        function.restype = result
     for name in ("fastddpm_isa_name", "fastddpm_isa_list", "fastddpm_error_message"):
         getattr(handle, name).restype = ctypes.c_char_p
     return handle

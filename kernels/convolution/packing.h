@@ -1,0 +1,87 @@
+// The weights of a convolution, [out, in, kernel, kernel], as panels of output channels:
+//
+//     FLOAT32   [panels][depth][PANEL]
+//     FLOAT16   [panels]{ scale [PANEL] float32, [depth][PANEL] binary16 }
+//
+// depth = taps x in; k = tap in + channel, in the order in which pixels are gathered. Beyond the
+// last output channel stands 0.
+#pragma once
+
+#include "../common/gemm.h"
+#include "../common/half.h"
+#include "../include/fastddpm.h"
+
+namespace {
+
+static inline int64_t panels_of(int64_t out_channels) { return (out_channels + PANEL - 1) / PANEL; }
+
+static inline int64_t panel_bytes(int64_t depth, int64_t packing) {
+  if (packing == FASTDDPM_PACKING_FLOAT32) return depth * PANEL * int64_t{sizeof(float)};
+  return PANEL * int64_t{sizeof(float)} + depth * PANEL * int64_t{sizeof(uint16_t)};
+}
+
+static int64_t packed_bytes(int64_t out_channels, int64_t in_channels, int64_t kernel,
+                            int64_t packing) {
+  return panels_of(out_channels) * panel_bytes(in_channels * kernel * kernel, packing);
+}
+
+// One output channel, a column of its panel: calls put(k, weight).
+template <typename Put>
+static inline void for_column(const float* weight, int64_t in_channels, int64_t taps,
+                              const Put& put) {
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t c = 0; c < in_channels; ++c) put(tap * in_channels + c, weight[c * taps + tap]);
+  }
+}
+
+// NaN if one is not finite.
+static inline float largest_of(const float* weight, int64_t count) {
+  float largest = 0, sum = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const float magnitude = __builtin_fabsf(weight[k]);
+    largest = magnitude > largest ? magnitude : largest;
+    sum += weight[k] - weight[k];
+  }
+  return largest + sum;
+}
+
+static void pack_weights(void* packed, const float* weight, int64_t out_channels,
+                         int64_t in_channels, int64_t kernel, int64_t packing) {
+  const int64_t taps = kernel * kernel, depth = in_channels * taps;
+  const int64_t bytes = panel_bytes(depth, packing);
+  memset(packed, 0, panels_of(out_channels) * bytes);
+  for (int64_t out = 0; out < out_channels; ++out, weight += depth) {
+    float* panel = reinterpret_cast<float*>(static_cast<char*>(packed) + out / PANEL * bytes);
+    const int64_t column = out % PANEL;
+    if (packing == FASTDDPM_PACKING_FLOAT32) {
+      for_column(weight, in_channels, taps,
+                 [&](int64_t k, float w) { panel[k * PANEL + column] = w; });
+      continue;
+    }
+    const float scale = panel[column] = half_scale(largest_of(weight, depth));
+    uint16_t* halves = reinterpret_cast<uint16_t*>(panel + PANEL);
+    for_column(weight, in_channels, taps, [&](int64_t k, float w) {
+      halves[k * PANEL + column] = scale == scale ? half_of(w / scale) : 0;
+    });
+  }
+}
+
+// Rows [first, first + depth) of a panel: where they lie, or brought into `room`, [depth][PANEL].
+static inline const float* panel_rows(const void* packed, int64_t packing, int64_t all_depth,
+                                      int64_t panel, int64_t first, int64_t depth, float* room) {
+  const char* at = static_cast<const char*>(packed) + panel * panel_bytes(all_depth, packing);
+  const float* numbers = reinterpret_cast<const float*>(at);
+  if (packing == FASTDDPM_PACKING_FLOAT32) return numbers + first * PANEL;
+  const uint16_t* halves = reinterpret_cast<const uint16_t*>(numbers + PANEL) + first * PANEL;
+  f32 scale[VECTORS];
+  for (int v = 0; v < VECTORS; ++v) scale[v] = load(numbers + v * LANES);
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int v = 0; v < VECTORS; ++v) {
+      const int64_t at = k * PANEL + v * LANES;
+      store(room + at, load_half(halves + at) * scale[v]);
+    }
+  }
+  return room;
+}
+
+}  // namespace
