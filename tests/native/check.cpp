@@ -20,7 +20,9 @@ std::string difference(const Results& got, const Results& want, double tolerance
     const double relative = std::sqrt(error / (norm > 0 ? norm : 1));
     // Written so that NaN differs.
     if (!(relative <= tolerance)) {
-      return got[k].name + " differs by " + std::to_string(relative * 1e6) + "e-6";
+      char number[32];
+      std::snprintf(number, sizeof number, "%.1e", relative);
+      return got[k].name + " differs by " + number;
     }
   }
   return "";

@@ -36,6 +36,7 @@ struct Chain {
   std::vector<double> second = random_weight(HIDDEN, HIDDEN, 3);
   std::vector<double> project = random_weight(3 * INNER, 2 * HIDDEN, 1);
   std::vector<double> last = random_weight(COLORS, INNER, 3);
+  Output in = output_of(HEIGHT, WIDTH, COLORS, PLAIN);
   Output h = output_of(HEIGHT, WIDTH, HIDDEN, BIAS | STEP_ROW | STATISTICS);
   Output g = output_of(HEIGHT, WIDTH, HIDDEN, BIAS);
   Output qkv = output_of(HEIGHT, WIDTH, 3 * INNER, BIAS);
@@ -144,8 +145,8 @@ Results Chain::run(Samples samples, int32_t threads) const {
   const Memory<char> w3(fastddpm_packed_convolution_bytes(3 * INNER, 2 * HIDDEN, 1, 0));
   fastddpm_pack_convolution(w3.data(), Memory<float>(project).data(), 3 * INNER, 2 * HIDDEN, 1, 0);
 
-  const OutputMemory in(output_of(HEIGHT, WIDTH, COLORS, PLAIN), samples), hm(h, samples),
-      qkvm(qkv, samples), am(attended, samples), sm(small, samples), om(out, samples);
+  const OutputMemory im(in, samples), hm(h, samples), qkvm(qkv, samples), am(attended, samples),
+      sm(small, samples), om(out, samples);
   OutputMemory gm(g, samples);
   gm.output.residual = hm.output.data;
   gm.output.residual_stride = hm.output.stride;
@@ -155,9 +156,9 @@ Results Chain::run(Samples samples, int32_t threads) const {
 
   const uint64_t seed = SEED;
   const fastddpm_layout enter = {
-      in.output.data, state.data(), in.output.stride, batch, COLORS, PIXELS, 1, 1, 0,
+      im.output.data, state.data(), im.output.stride, batch, COLORS, PIXELS, 1, 1, 0,
       divisors.data()};
-  const fastddpm_conv3x3 conv1 = {input_of(in.output), hm.output, batch, HEIGHT, WIDTH, 0,
+  const fastddpm_conv3x3 conv1 = {input_of(im.output), hm.output, batch, HEIGHT, WIDTH, 0,
                                   w1.data(),           packing};
   fastddpm_norm n1 = {};
   n1.statistics[0] = hm.output.statistics;
