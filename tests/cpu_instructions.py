@@ -187,3 +187,13 @@ def run(*code: Arguments, threads: int = 1, step: int = 0, steps: int = 1) -> No
     finally:
         handle.fastddpm_program_destroy(program)
     assert taken == steps and index.value == step - steps
+
+
+def assert_as_accurate(ours: Tensor, torchs: Tensor, exact: Tensor) -> None:
+    """Our relative error, in the Euclidean norm, is at most twice that of torch in float32.
+
+    Not less than half an ulp is asked for, where torch is exact by luck.
+    """
+    size = exact.double().norm()
+    error, allowed = ((v.double() - exact).norm() / size for v in (ours, torchs))
+    assert error <= 2 * max(allowed, 2.0**-24), f"{error:.2e} against torch's {allowed:.2e}"

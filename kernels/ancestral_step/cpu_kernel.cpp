@@ -9,6 +9,10 @@
 
 namespace {
 
+using fastddpm::AncestralStepArguments;
+using fastddpm::BLOCK;
+using fastddpm::blocks_per_sample;
+
 constexpr uint32_t REVERSE = 1;  // Purpose.REVERSE of fastddpm/noise.py
 
 static inline f32 select(i32 condition, f32 yes, f32 no) {
@@ -54,20 +58,13 @@ static inline f32 sigma_of(const float* row, int32_t variance, f32 v) {
   return row[FASTDDPM_NOISE_GATE] * exponential(log_variance * 0.5f);
 }
 
-void run_step(const fastddpm_step&, const fastddpm::Team&) {}
-
-}  // namespace
-
-namespace fastddpm::FASTDDPM_ISA {
-
-extern const Operation step;
-const Operation step = operation<fastddpm_step, run_step, no_scratch<fastddpm_step>>();
-
-void ancestral_step(const AncestralStepArguments& a, int64_t begin, int64_t end) {
+// Blocks [begin, end); whether the model's output and x_{t-1} are finite there.
+bool step_blocks(const AncestralStepArguments& a, int64_t begin, int64_t end) {
   const float* row = a.row;
   const int64_t blocks = blocks_per_sample(a.elements);
   const int64_t outputs = a.variance == FASTDDPM_VARIANCE_FIXED ? 1 : 2;
   alignas(64) float drawn[BLOCK];
+  i32 strange = {};  // lanes that met NaN or infinity: v - v is NaN then, else 0
   for (int64_t block = begin; block < end; ++block) {
     const int64_t sample = block / blocks, first = (block % blocks) * BLOCK;
     const int64_t count = a.elements - first < BLOCK ? a.elements - first : BLOCK;
@@ -95,8 +92,58 @@ void ancestral_step(const AncestralStepArguments& a, int64_t begin, int64_t end)
       const f32 x_prev = mean + sigma_of(row, a.variance, v) * load(z + at, lanes);
       store(a.x_prev + offset + at, x_prev, lanes);
       if (a.x_0 != nullptr) store(a.x_0 + offset + at, x_0, lanes);
+      strange |= (out - out != 0.0f) | (v - v != 0.0f) | (x_prev - x_prev != 0.0f);
     }
   }
+  for (int lane = 0; lane < LANES; ++lane) {
+    if (strange[lane] != 0) return false;
+  }
+  return true;
+}
+
+AncestralStepArguments arguments_of(const fastddpm_step& a, int64_t step) {
+  AncestralStepArguments given = {};
+  given.x_prev = a.x;
+  given.x_0 = a.x_0;
+  given.x = a.x;
+  given.model_output = a.model_output;
+  given.noise = a.noise;
+  given.row = a.table + step * FASTDDPM_STEP_COLUMNS;
+  given.elements = a.elements;
+  given.prediction = static_cast<int32_t>(a.prediction);
+  given.variance = static_cast<int32_t>(a.variance);
+  given.clip = static_cast<float>(a.clip);
+  if (a.noise == nullptr) {
+    given.seed = *a.seed;
+    given.indices = a.indices;
+    given.timestep = a.timesteps[step];
+  }
+  return given;
+}
+
+// Others of the team do the same.
+void raise_to(int64_t* number, int64_t least) {
+  int64_t seen = __atomic_load_n(number, __ATOMIC_RELAXED);
+  while (seen < least && !__atomic_compare_exchange_n(number, &seen, least, true, __ATOMIC_RELAXED,
+                                                      __ATOMIC_RELAXED)) {
+  }
+}
+
+void run_step(const fastddpm_step& a, const fastddpm::Team& team) {
+  const int64_t blocks = a.batch * blocks_per_sample(a.elements);
+  const bool finite = step_blocks(arguments_of(a, team.step), team.begin(blocks), team.end(blocks));
+  if (!finite && a.first_nonfinite != nullptr) raise_to(a.first_nonfinite, team.step);
+}
+
+}  // namespace
+
+namespace fastddpm::FASTDDPM_ISA {
+
+extern const Operation step;
+const Operation step = operation<fastddpm_step, run_step, no_scratch<fastddpm_step>>();
+
+void ancestral_step(const AncestralStepArguments& a, int64_t begin, int64_t end) {
+  step_blocks(a, begin, end);
 }
 
 }  // namespace fastddpm::FASTDDPM_ISA

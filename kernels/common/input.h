@@ -27,8 +27,11 @@ static inline f32 bounded_exponential(f32 x) {
   return reinterpret_cast<f32>(reinterpret_cast<u32>(value) + (exponent << 23));
 }
 
-// NaN stays NaN.
-static inline f32 silu(f32 v) { return v / (1.0f + bounded_exponential(-v)); }
+// NaN stays NaN, and minus infinity becomes it, as in torch.
+static inline f32 silu(f32 v) {
+  const f32 e = bounded_exponential(-v);
+  return v / (1.0f + (v < -87.0f ? broadcast(__builtin_inff()) : e));
+}
 
 static inline int64_t all_channels(const fastddpm_input& x) {
   return x.channels[0] + x.channels[1];
