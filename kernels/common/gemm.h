@@ -27,6 +27,14 @@ constexpr int64_t PANEL = VECTORS * LANES;
 template <int ROWS, int WIDTH>
 static inline void multiply_panel(const float* a, int64_t a_stride, const float* b, int64_t depth,
                                   f32 (&sum)[ROWS][WIDTH]) {
+  // Of its own, and every loop over it unrolled: what the caller does with its sums must not keep
+  // these from living in registers.
+  f32 own[ROWS][WIDTH];
+#pragma GCC unroll 14
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v) own[r][v] = sum[r][v];
+  }
   for (int64_t k = 0; k < depth; ++k, b += PANEL) {
     f32 column[WIDTH];
 #pragma GCC unroll 4
@@ -38,8 +46,13 @@ static inline void multiply_panel(const float* a, int64_t a_stride, const float*
     for (int r = 0; r < ROWS; ++r) {
       const f32 value = broadcast(a[r * a_stride + k]);
 #pragma GCC unroll 4
-      for (int v = 0; v < WIDTH; ++v) sum[r][v] = multiply_add(value, column[v], sum[r][v]);
+      for (int v = 0; v < WIDTH; ++v) own[r][v] = multiply_add(value, column[v], own[r][v]);
     }
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v) sum[r][v] = own[r][v];
   }
 }
 

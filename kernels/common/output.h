@@ -30,4 +30,13 @@ static inline f32 write(const fastddpm_output& y, int64_t pixel, int64_t c, f32 
   return v;
 }
 
+// The same for `count` channels, fewer than a vector, whose neighbours belong to somebody else.
+static inline void write_part(const fastddpm_output& y, int64_t pixel, int64_t c, int64_t count,
+                              f32 value, f32 offset) {
+  f32 v = value + offset;
+  if (y.residual != nullptr) v = v + load(y.residual + pixel * y.residual_stride + c, count);
+  if (y.divisor != 1.0) v = v / static_cast<float>(y.divisor);
+  store(y.data + pixel * y.stride + c, v, count);
+}
+
 }  // namespace

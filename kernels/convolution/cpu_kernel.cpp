@@ -11,6 +11,7 @@
 #include "../common/input.h"
 #include "../common/kernels.h"
 #include "../common/output.h"
+#include "../common/rows_times_panel.h"
 #include "../common/strips.h"
 #include "packing.h"
 
@@ -18,14 +19,7 @@ namespace {
 
 using fastddpm::Team;
 
-constexpr int64_t CHUNK = 256;               // of the depth, floats: a panel's chunk stays in L1
 constexpr int64_t BLOCK_FLOATS = 64 * 1024;  // of gathered pixels, a quarter of a usual L2
-
-// Floats from one gathered row to the next: room for a last whole vector; never 4096 bytes apart.
-static int64_t row_stride(int64_t depth) {
-  const int64_t stride = round_up(depth, FASTDDPM_ALIGN) + FASTDDPM_ALIGN;
-  return stride % 1024 == 0 ? stride + FASTDDPM_ALIGN : stride;
-}
 
 // Whether the rows of a are the pixels of the map themselves.
 static bool reads_in_place(const fastddpm_convolution& a) {
@@ -39,7 +33,7 @@ struct Plan {
       : pixels(a.batch * a.height * a.width),
         depth(a.kernel * a.kernel * all_channels(a.x)),
         panels(panels_of(a.y.channels)),
-        stride(row_stride(depth)),
+        stride(scratch_stride(depth)),
         in_place(reads_in_place(a)),
         by_panels(pixels < a.y.channels) {
     const int64_t fit = round_up(BLOCK_FLOATS / depth + 1, MAX_ROWS);
@@ -54,8 +48,8 @@ struct Plan {
     }
     block_rows = (pixels + blocks - 1) / blocks;
     gathered = in_place ? 0 : by_panels ? pixels : block_rows;
-    own_floats = row_stride(CHUNK * PANEL + block_rows * PANEL);
-    if (!by_panels) own_floats = row_stride(own_floats + gathered * stride);
+    own_floats = scratch_stride(CHUNK * PANEL + block_rows * PANEL);
+    if (!by_panels) own_floats = scratch_stride(own_floats + gathered * stride);
   }
 
   int64_t bytes(int64_t threads) const {
@@ -104,45 +98,18 @@ static inline void finish(const fastddpm_convolution& a, int64_t step, int64_t p
   }
 }
 
-// Rows of a times one panel: chunk by chunk of the depth, so that the chunk is at hand for all
-// rows.
-template <int WIDTH>
-static void multiply(const fastddpm_convolution& a, const Plan& plan, int64_t step,
-                     const float* rows, int64_t stride, int64_t first, int64_t count, int64_t panel,
-                     float* room) {
-  float* const sums = room + CHUNK * PANEL;
-  for (int64_t k = 0; k < plan.depth; k += CHUNK) {
-    const int64_t chunk = plan.depth - k < CHUNK ? plan.depth - k : CHUNK;
-    const float* b = panel_rows(a.weights, a.packing, plan.depth, panel, k, chunk, room);
-    for_row_blocks(count, [&](auto block, int64_t row) {
-      constexpr int ROWS = decltype(block)::value;
-      f32 sum[ROWS][WIDTH] = {};
-      multiply_panel(rows + row * stride + k, stride, b, chunk, sum);
-      float* const kept = sums + row * PANEL;
-      if (k > 0) {
-        for (int r = 0; r < ROWS; ++r) {
-          for (int v = 0; v < WIDTH; ++v) {
-            sum[r][v] = load(kept + r * PANEL + v * LANES) + sum[r][v];
-          }
-        }
-      }
-      if (k + chunk == plan.depth) {
-        finish(a, step, first + row, panel * PANEL, sum);
-      } else {
-        for (int r = 0; r < ROWS; ++r) {
-          for (int v = 0; v < WIDTH; ++v) store(kept + r * PANEL + v * LANES, sum[r][v]);
-        }
-      }
-    });
-  }
-}
-
-template <int WIDTH = VECTORS, typename... Arguments>
-static void multiply_width(int64_t vectors, const Arguments&... arguments) {
-  if constexpr (WIDTH > 1) {
-    if (vectors < WIDTH) return multiply_width<WIDTH - 1>(vectors, arguments...);
-  }
-  multiply<WIDTH>(arguments...);
+// Rows of a times one panel; the first row is that of output pixel `first`.
+static void multiply(const fastddpm_convolution& a, int64_t step, const RowBlock& rows,
+                     int64_t first, int64_t panel, float* room) {
+  const auto chunk_of = [&](int64_t k, int64_t chunk) {
+    return panel_rows(a.weights, a.packing, rows.depth, panel, k, chunk, room);
+  };
+  const int64_t c = panel * PANEL;
+  with_width(a.y.channels - c, [&](auto width) {
+    multiply_rows<decltype(width)::value>(
+        rows, chunk_of, room + CHUNK * PANEL,
+        [&](int64_t row, const auto& sum) { finish(a, step, first + row, c, sum); });
+  });
 }
 
 void run_convolution(const fastddpm_convolution& a, const Team& team) {
@@ -166,10 +133,10 @@ void run_convolution(const fastddpm_convolution& a, const Team& team) {
     if (!plan.by_panels && !plan.in_place) {
       for (int64_t p = first; p < end; ++p) gather(a, p, own + (p - first) * plan.stride);
     }
+    const RowBlock block_of_rows = {rows, plan.in_place ? a.x.stride[0] : plan.stride, end - first,
+                                    plan.depth};
     for (int64_t n = panel; n < panel + width; ++n) {
-      const int64_t vectors = (a.y.channels - n * PANEL + LANES - 1) / LANES;
-      multiply_width(vectors, a, plan, team.step, rows, plan.in_place ? a.x.stride[0] : plan.stride,
-                     first, end - first, n, room);
+      multiply(a, team.step, block_of_rows, first, n, room);
     }
   }
   if (a.y.statistics != nullptr) {

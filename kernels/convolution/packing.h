@@ -13,6 +13,16 @@
 
 namespace {
 
+// The power of two that brings numbers of at most this magnitude below 2^15. NaN if one of them is
+// not finite: all of the channel then is NaN.
+static inline float half_scale(float largest) {
+  if (!(largest <= 3.4028235e38f)) return __builtin_nanf("");
+  int exponent = 0;
+  __builtin_frexpf(largest, &exponent);
+  exponent -= 15;
+  return __builtin_ldexpf(1.0f, exponent < -100 ? -100 : exponent);
+}
+
 static inline int64_t panels_of(int64_t out_channels) { return (out_channels + PANEL - 1) / PANEL; }
 
 static inline int64_t panel_bytes(int64_t depth, int64_t packing) {

@@ -1,0 +1,64 @@
+// A block of rows times one panel, any depth, with something done to each finished sum:
+//
+//     y[r, o] = sum_k a[r, k] b[k, o]
+//
+// The depth is cut into chunks, so that a chunk of the panel stays in L1 for all rows; chunks are
+// added in their order, each summed from 0: shorter chains lose less to rounding. Where they are
+// cut depends on nothing but the depth.
+#pragma once
+
+#include "gemm.h"
+
+namespace {
+
+constexpr int64_t CHUNK = 256;  // floats of the depth; 32 KB of a panel 32 wide
+
+// Floats from one row of scratch to the next: a vector more than `floats`, as some kernels write
+// whole vectors, and never a multiple of 4096 bytes.
+static inline int64_t scratch_stride(int64_t floats) {
+  const int64_t stride = (floats + 15) / 16 * 16 + 16;
+  return stride % 1024 == 0 ? stride + 16 : stride;
+}
+
+// Rows of `depth` floats, `stride` apart.
+struct RowBlock {
+  const float* data;
+  int64_t stride, count, depth;
+};
+
+// panel(k, chunk): rows [k, k + chunk) of the panel, [chunk][PANEL]. finish(row, sum): called once
+// for every ROWS of the rows with their f32 sum[ROWS][WIDTH]. sums: [count][PANEL] of scratch.
+template <int WIDTH, typename Panel, typename Finish>
+static inline void multiply_rows(const RowBlock& rows, const Panel& panel, float* sums,
+                                 const Finish& finish) {
+  for (int64_t k = 0; k < rows.depth; k += CHUNK) {
+    const int64_t chunk = rows.depth - k < CHUNK ? rows.depth - k : CHUNK;
+    const float* b = panel(k, chunk);
+    for_row_blocks(rows.count, [&](auto block, int64_t row) {
+      constexpr int ROWS = decltype(block)::value;
+      f32 sum[ROWS][WIDTH] = {};
+      multiply_panel(rows.data + row * rows.stride + k, rows.stride, b, chunk, sum);
+      float* const kept = sums + row * PANEL;
+      for (int r = 0; k > 0 && r < ROWS; ++r) {
+        for (int v = 0; v < WIDTH; ++v) {
+          sum[r][v] = load(kept + r * PANEL + v * LANES) + sum[r][v];
+        }
+      }
+      if (k + chunk == rows.depth) return finish(row, sum);
+      for (int r = 0; r < ROWS; ++r) {
+        for (int v = 0; v < WIDTH; ++v) store(kept + r * PANEL + v * LANES, sum[r][v]);
+      }
+    });
+  }
+}
+
+// Calls body(Rows<WIDTH>) for the vectors that `columns` of a panel fill.
+template <int WIDTH = VECTORS, typename Body>
+static inline void with_width(int64_t columns, const Body& body) {
+  if constexpr (WIDTH > 1) {
+    if (columns <= (WIDTH - 1) * LANES) return with_width<WIDTH - 1>(columns, body);
+  }
+  body(Rows<WIDTH>{});
+}
+
+}  // namespace
