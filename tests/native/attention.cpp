@@ -18,14 +18,14 @@ struct Shape {
 
 const Shape SHAPES[] = {
     {3, 4, 4, 1, 64, PLAIN, false, 1, FLOAT32},
-    {2, 7, 7, 1, 20, BIAS | RESIDUAL | STATISTICS, false, 1, FLOAT32},
+    {2, 7, 7, 1, 20, BIAS | RESIDUAL, false, 1, FLOAT32},
     {2, 7, 7, 3, 12, IN_PLACE | DIVISOR, false, 1, FLOAT32},
-    {2, 5, 9, 4, 16, RESIDUAL | STATISTICS, true, 1, FLOAT32},
+    {2, 5, 9, 4, 16, RESIDUAL, true, 1, FLOAT32},
     {2, 16, 16, 1, 48, STEP_ROW | WIDE, true, 1, FLOAT32},
-    {1, 16, 16, 2, 160, RESIDUAL | STATISTICS, false, 1, FLOAT32},
+    {1, 16, 16, 2, 160, RESIDUAL, false, 1, FLOAT32},
     {2, 1, 1, 2, 8, BIAS, false, 1, FLOAT32},
     {2, 3, 1, 5, 1, SAMPLE_ROW, false, 1, FLOAT32},
-    {2, 8, 8, 1, 256, RESIDUAL | STATISTICS, true, 1, FLOAT32},
+    {2, 8, 8, 1, 256, RESIDUAL, true, 1, FLOAT32},
     {2, 6, 6, 2, 32, PLAIN, false, 12, 1e-4},
 };
 
