@@ -12,7 +12,7 @@
 #include "../common/kernels.h"
 #include "../common/output.h"
 #include "../common/rows_times_panel.h"
-#include "../common/strips.h"
+#include "../common/statistics.h"
 #include "packing.h"
 
 namespace {
