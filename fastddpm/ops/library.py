@@ -66,10 +66,13 @@ class CpuLibrary:
 
     def call(self, name: str, *arguments: object) -> None:
         """Call a function that returns a status; RuntimeError with its message if it is not 0."""
-        handle = self._loaded()
-        status = getattr(handle, name)(*arguments)
+        self.check(name, getattr(self._loaded(), name)(*arguments))
+
+    def check(self, name: str, status: int) -> None:
+        """RuntimeError with its message for the status of the function ``name`` if it is not 0."""
         if status != 0:
-            raise RuntimeError(f"{name}: {handle.fastddpm_error_message(status).decode()}")
+            message = self._loaded().fastddpm_error_message(status).decode()
+            raise RuntimeError(f"{name}: {message}")
 
     def use_isa(self, name: str) -> None:
         """Switch to another instruction set; ValueError if it is not one of `isas`."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastddpm import ops
 from fastddpm.unet.attention import Attention
 from fastddpm.unet.convolution import conv
 from fastddpm.unet.levels import Level
@@ -33,6 +34,11 @@ class PackedAttention(Attention):
     def queries_keys_values(self, tokens: Tensor) -> tuple[Tensor, ...]:
         projected: Tensor = self.to_qkv(tokens)
         return projected.chunk(3, dim=-1)
+
+    def projections(self) -> tuple[ops.Linear, ops.Linear, ops.Linear, ops.Linear]:
+        parts = zip(self.to_qkv.weight.chunk(3), self.to_qkv.bias.chunk(3), strict=True)
+        q, k, v = (ops.Linear(weight, bias) for weight, bias in parts)
+        return q, k, v, ops.Linear(self.to_out[0].weight, self.to_out[0].bias)
 
 
 class PackedUNet(UNet):

@@ -164,7 +164,7 @@ typedef struct {
 typedef struct {
   const float *q, *k, *v;
   int64_t q_stride, k_stride, v_stride;
-  fastddpm_output y; /* heads * head_dim channels */
+  fastddpm_output y; /* heads * head_dim channels; no statistics: tokens lie in no rows */
   int64_t batch, tokens, heads, head_dim;
   double scale;
 } fastddpm_attention;
