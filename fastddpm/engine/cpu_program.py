@@ -21,8 +21,8 @@ from fastddpm.engine.cpu.native import NativeProgram
 from fastddpm.engine.cpu.options import CpuOptions
 from fastddpm.engine.cpu.packed import PackedWeights
 from fastddpm.engine.cpu.recording import record
-from fastddpm.engine.plan import CannotPrepare, Plan, Runner, Step
 from fastddpm.engine.eager import EagerRunner
+from fastddpm.engine.plan import CannotPrepare, Plan, Runner, Step
 from fastddpm.engine.runner import ChainRunner
 from fastddpm.ops.library import cpu_library
 
