@@ -146,7 +146,7 @@ static void score(const fastddpm_attention& a, const Plan& plan, const Head& hea
   const float* keys = head.keys + panel * a.head_dim * PANEL;
   multiply_rows<WIDTH>(
       {block.queries, plan.query_stride, block.count, a.head_dim},
-      [&](int64_t k, int64_t) { return keys + k * PANEL; }, block.sums,
+      [&](int64_t k, int64_t chunk) { return chunk_of(keys, k, chunk); }, block.sums,
       [&]<int ROWS>(int64_t row, const f32(&sum)[ROWS][WIDTH]) {
         float* to = block.scores + row * plan.score_stride + panel * PANEL;
         for (int r = 0; r < ROWS; ++r, to += plan.score_stride) {
@@ -165,7 +165,7 @@ static void combine(const fastddpm_attention& a, const Plan& plan, const Head& h
   for (int v = 0; v < WIDTH; ++v) offset[v] = offset_of(a.y, y_row, c + v * LANES);
   multiply_rows<WIDTH>(
       {block.scores, plan.score_stride, block.count, a.tokens},
-      [&](int64_t k, int64_t) { return values + k * PANEL; }, block.sums,
+      [&](int64_t k, int64_t chunk) { return chunk_of(values, k, chunk); }, block.sums,
       [&]<int ROWS>(int64_t row, const f32(&sum)[ROWS][WIDTH]) {
         for (int r = 0; r < ROWS; ++r) {
           const int64_t pixel = head.pixel + block.first + row + r;
