@@ -101,7 +101,7 @@ static float soften(float* row, int64_t tokens) {
     store(last, first_lanes(left) ? load(last) : broadcast(NOTHING));
   }
   f32 most = broadcast(NOTHING), sum = {};
-  for (int64_t t = 0; t < tokens; t += LANES) most = greater(load(row + t), most);
+  for (int64_t t = 0; t < tokens; t += LANES) most = at_least(load(row + t), most);
   const f32 greatest = broadcast(greatest_lane(most));
   for (int64_t t = 0; t < tokens; t += LANES) {
     const f32 p = bounded_exponential(load(row + t) - greatest);

@@ -61,15 +61,13 @@ static inline float sum_of_lanes(f32 v) {
   }
 }
 
-static inline f32 greater(f32 a, f32 b) { return a > b ? a : b; }
-
 // A NaN may or may not be passed over.
 template <int DISTANCE = LANES / 2>
 static inline float greatest_lane(f32 v) {
   if constexpr (DISTANCE == 0) {
     return v[0];
   } else {
-    return greatest_lane<DISTANCE / 2>(greater(v, choose<Turn<DISTANCE>>(v, v)));
+    return greatest_lane<DISTANCE / 2>(at_least(v, choose<Turn<DISTANCE>>(v, v)));
   }
 }
 

@@ -123,4 +123,35 @@ static inline f32 square_root(f32 v) {
 #endif
 }
 
+// The greater and the less of two; where v is NaN, NaN.
+static inline f32 at_least(f32 bound, f32 v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32>(
+      _mm512_max_ps(reinterpret_cast<__m512>(bound), reinterpret_cast<__m512>(v)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<f32>(
+      _mm256_max_ps(reinterpret_cast<__m256>(bound), reinterpret_cast<__m256>(v)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<f32>(
+      _mm_max_ps(reinterpret_cast<__m128>(bound), reinterpret_cast<__m128>(v)));
+#else
+  return v < bound ? bound : v;
+#endif
+}
+
+static inline f32 at_most(f32 bound, f32 v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32>(
+      _mm512_min_ps(reinterpret_cast<__m512>(bound), reinterpret_cast<__m512>(v)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<f32>(
+      _mm256_min_ps(reinterpret_cast<__m256>(bound), reinterpret_cast<__m256>(v)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<f32>(
+      _mm_min_ps(reinterpret_cast<__m128>(bound), reinterpret_cast<__m128>(v)));
+#else
+  return v > bound ? bound : v;
+#endif
+}
+
 }  // namespace
