@@ -98,7 +98,7 @@ static float soften(float* row, int64_t tokens) {
   const int64_t left = tokens % LANES;
   if (left != 0) {
     float* const last = row + tokens - left;
-    store(last, first_lanes(left) ? load(last) : broadcast(NOTHING));
+    store(last, lanes_below(left) ? load(last) : broadcast(NOTHING));
   }
   f32 most = broadcast(NOTHING), sum = {};
   for (int64_t t = 0; t < tokens; t += LANES) most = at_least(load(row + t), most);

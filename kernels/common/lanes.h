@@ -30,7 +30,7 @@ struct Turn {
 };
 
 // True in the first `count` lanes.
-static inline i32 first_lanes(int64_t count) {
+static inline i32 lanes_below(int64_t count) {
   i32 lane;
   for (int i = 0; i < LANES; ++i) lane[i] = i;
   return lane < static_cast<int32_t>(count);
