@@ -112,16 +112,25 @@ class Runner(Protocol):
         ...
 
     def iterate(
-        self, x: Tensor, start: int | None = None, steps: int | None = None
+        self,
+        x: Tensor,
+        start: int | None = None,
+        steps: int | None = None,
+        stops: Callable[[int], bool] = lambda i: True,
     ) -> Iterator[tuple[int, Tensor]]:
-        """The same chain one step at a time: yields (index of the step just taken, the state after
-        it).
+        """The same chain with stops: yields (index of the step just taken, the state after it)
+        after the steps i for which stops(i), by default all, and after the last.
 
         The chain begins at the call: x is copied, errors are raised. The state belongs to the
         runner and is valid until the next step. Whatever must happen on the host between steps
         (progress, progressive samples, a caller's own noise) happens in the loop over this.
         Beginning another run of the same runner ends this one: its next step raises RuntimeError.
         """
+        ...
+
+    def reread(self) -> None:
+        """Read the weights anew before the next run, even if they seem unchanged: torch does not
+        count what is written through ``parameter.data``."""
         ...
 
 

@@ -9,7 +9,7 @@ from the host inside the loop.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -39,9 +39,16 @@ class ChainRunner(ABC):
         return self._advance(count).clone()
 
     def iterate(
-        self, x: Tensor, start: int | None = None, steps: int | None = None
+        self,
+        x: Tensor,
+        start: int | None = None,
+        steps: int | None = None,
+        stops: Callable[[int], bool] = lambda i: True,
     ) -> Iterator[tuple[int, Tensor]]:
-        return self._follow(self._start(x, start, steps))
+        return self._follow(self._start(x, start, steps), stops)
+
+    def reread(self) -> None:
+        """Nothing to do: what it runs reads the weights where they lie."""
 
     @torch.no_grad()
     def warm_up(self, steps: int, last: AbstractContextManager[None] | None = None) -> None:
@@ -84,12 +91,17 @@ class ChainRunner(ABC):
         if self._begin is not None:
             self._begin(self._state)
 
-    def _follow(self, indices: range) -> Iterator[tuple[int, Tensor]]:
-        run = self._runs
-        for i in indices:
+    def _follow(
+        self, indices: range, stops: Callable[[int], bool]
+    ) -> Iterator[tuple[int, Tensor]]:
+        run, taken = self._runs, 0
+        for count, i in enumerate(indices, 1):
+            if not (count == len(indices) or stops(i)):
+                continue
             if run != self._runs:
                 raise RuntimeError(
                     "this runner has begun another chain since: iterate over one at a time, or "
                     "prepare a runner for each"
                 )
-            yield i, self._advance(1)
+            state, taken = self._advance(count - taken), count
+            yield i, state

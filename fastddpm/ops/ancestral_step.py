@@ -94,7 +94,7 @@ def step_in_place(call: StepCall, backend: str = "auto") -> None:
     needing = _needing_gradient(call)
     if needing:
         raise ValueError(f"ancestral_step_ writes in place, but {needing[0]} needs a gradient")
-    _step(*call, backend)
+    ANCESTRAL_STEP(*call, backend)
 
 
 def ancestral_step(
@@ -123,7 +123,7 @@ def ancestral_step(
         return _reference(call)
     x_prev = x.clone(memory_format=torch.contiguous_format)
     x_0 = torch.empty_like(x_prev)
-    _step(*call._replace(x=x_prev, x_0=x_0), backend)
+    ANCESTRAL_STEP(*call._replace(x=x_prev, x_0=x_0), backend)
     return x_prev, x_0
 
 
@@ -178,7 +178,7 @@ def _fake(*arguments: object) -> None:
     """All results are written in place."""
 
 
-_step = register(
+ANCESTRAL_STEP = register(
     "ancestral_step_(Tensor(a!) x, Tensor model_output, Tensor? noise, Tensor? seed, "
     "Tensor? indices, Tensor? timesteps, Tensor table, Tensor i, str prediction, str variance, "
     "float? clip, Tensor(b!)? x_0, Tensor(c!)? network_input, Tensor(d!)? first_nonfinite, "

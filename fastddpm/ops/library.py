@@ -40,6 +40,10 @@ _SIGNATURES: dict[str, list[type]] = {
         *[_int64, _int64, _int32, _int32, ctypes.c_float],
         *[_uint64, _pointer, _pointer, _int32],
     ],
+    "fastddpm_q_sample": [
+        *[_pointer, _pointer, _pointer, _pointer, _pointer, _int64, _pointer],
+        *[_int64, _int64, _uint64, _pointer, _int64, _int32],
+    ],
 }
 
 
@@ -62,10 +66,13 @@ class CpuLibrary:
 
     def call(self, name: str, *arguments: object) -> None:
         """Call a function that returns a status; RuntimeError with its message if it is not 0."""
-        handle = self._loaded()
-        status = getattr(handle, name)(*arguments)
+        self.check(name, getattr(self._loaded(), name)(*arguments))
+
+    def check(self, name: str, status: int) -> None:
+        """RuntimeError with its message for the status of the function ``name`` if it is not 0."""
         if status != 0:
-            raise RuntimeError(f"{name}: {handle.fastddpm_error_message(status).decode()}")
+            message = self._loaded().fastddpm_error_message(status).decode()
+            raise RuntimeError(f"{name}: {message}")
 
     def use_isa(self, name: str) -> None:
         """Switch to another instruction set; ValueError if it is not one of `isas`."""

@@ -249,5 +249,5 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "fastddpm_program_destroy": (None, [_pointer]),
     "fastddpm_program_scratch_bytes": (_int64, [_pointer]),
     "fastddpm_program_run": (_int64, [_pointer, _pointer, _int64, _double]),
-    "fastddpm_program_profile": (None, [_pointer, _pointer, _pointer]),
+    "fastddpm_program_profile": (_int64, [_pointer, _pointer, _pointer]),
 }

@@ -30,7 +30,7 @@ def table_row(table: Tensor, i: Tensor) -> Tensor:
             f"expected a table [T, R] and i int64 [1], got {list(table.shape)} and "
             f"{i.dtype} {list(i.shape)}"
         )
-    row: Tensor = _table_row(table, i)
+    row: Tensor = TABLE_ROW(table, i)
     return row
 
 
@@ -42,4 +42,4 @@ def _fake(table: Tensor, i: Tensor) -> Tensor:
     return table.new_empty((1, table.shape[1]))
 
 
-_table_row = register("table_row(Tensor table, Tensor i) -> Tensor", _run, _fake)
+TABLE_ROW = register("table_row(Tensor table, Tensor i) -> Tensor", _run, _fake)

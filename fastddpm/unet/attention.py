@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastddpm import ops
 from fastddpm.unet.sum import Sum
 
 
@@ -43,6 +44,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Sum) -> Sum:
         h = x.total() if self.group_norm is None else x.normalised(self.group_norm)
+        y = Sum(self._attended(h), residual=x.total())
+        return y if self.output_scale == 1 else Sum(y.total() / self.output_scale)
+
+    def _attended(self, h: Tensor) -> Tensor:
+        """The layer without its residual connection, [B, C, *spatial]."""
+        if ops.is_recording():
+            return ops.self_attention(h, *self.projections(), self.heads)
         # Contiguous here, or each of the three products copies them for itself.
         tokens = rearrange(h, "b c ... -> b (...) c").contiguous()
         q, k, v = (
@@ -50,11 +58,17 @@ class Attention(nn.Module):
             for projected in self.queries_keys_values(tokens)
         )
         mixed = F.scaled_dot_product_attention(q, k, v)
-        out = self.to_out[0](rearrange(mixed, "b h n d -> b n (h d)"))
-        out = out.transpose(1, 2).reshape(h.shape)  # [B, C, *spatial]
-        y = Sum(out, residual=x.total())
-        return y if self.output_scale == 1 else Sum(y.total() / self.output_scale)
+        out: Tensor = self.to_out[0](rearrange(mixed, "b h n d -> b n (h d)"))
+        return out.transpose(1, 2).reshape(h.shape)
 
     def queries_keys_values(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """[B, N, C] -> three of [B, N, heads·d]."""
         return self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
+
+    def projections(self) -> tuple[ops.Linear, ops.Linear, ops.Linear, ops.Linear]:
+        """Of queries, keys, values and the output."""
+        q, k, v, out = (
+            ops.Linear(layer.weight, layer.bias)
+            for layer in (self.to_q, self.to_k, self.to_v, self.to_out[0])
+        )
+        return q, k, v, out

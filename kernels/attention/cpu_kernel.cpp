@@ -100,9 +100,15 @@ static float soften(float* row, int64_t tokens) {
     float* const last = row + tokens - left;
     store(last, lanes_below(left) ? load(last) : broadcast(NOTHING));
   }
-  f32 most = broadcast(NOTHING), sum = {};
-  for (int64_t t = 0; t < tokens; t += LANES) most = at_least(load(row + t), most);
-  const f32 greatest = broadcast(greatest_lane(most));
+  f32 most = broadcast(NOTHING), total = {}, sum = {};
+  for (int64_t t = 0; t < tokens; t += LANES) {
+    const f32 s = load(row + t);
+    most = maximum(s, most);
+    total = total + s;
+  }
+  const float greatest = greatest_lane(most), witness = sum_of_lanes(total);
+  // NaN among s, which the maximum and the exponential may lose, or infinity - infinity.
+  if (witness != witness || greatest - greatest != 0) return __builtin_nanf("");
   for (int64_t t = 0; t < tokens; t += LANES) {
     const f32 p = bounded_exponential(load(row + t) - greatest);
     sum = sum + p;

@@ -14,16 +14,17 @@ static inline f32 bounded_exponential(f32 x) {
   constexpr float TAYLOR[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24,
                               1.0f / 6,    1.0f / 2,   1.0f,       1.0f};
   constexpr float ROUND = 0x1.8p23f;  // adding it rounds to an integer and shows it in the bits
-  x = at_most(broadcast(87.0f), at_least(broadcast(-87.0f), x));
+  x = x < -87.0f ? broadcast(-87.0f) : x;
+  x = x > 87.0f ? broadcast(87.0f) : x;
   const f32 shifted = multiply_add(x, broadcast(0x1.715476p0f), broadcast(ROUND));
   const f32 n = shifted - ROUND;
   f32 r = multiply_add(n, broadcast(-0.693359375f), x);
   r = multiply_add(n, broadcast(2.12194440e-4f), r);
   f32 value = broadcast(TAYLOR[0]);
   for (int power = 1; power < 8; ++power) value = multiply_add(value, r, broadcast(TAYLOR[power]));
-  // The low bits of `shifted` are n. A product, so that NaN stays NaN whatever its bits are.
-  const u32 power = (reinterpret_cast<u32>(shifted) << 23) + 0x3F800000u;
-  return value * reinterpret_cast<f32>(power);
+  // In unsigned words: NaN, which any lane may hold, leads to exponents that overflow.
+  const u32 exponent = reinterpret_cast<u32>(shifted) - 0x4B400000u;
+  return reinterpret_cast<f32>(reinterpret_cast<u32>(value) + (exponent << 23));
 }
 
 // NaN stays NaN, and minus infinity becomes it, as in torch.

@@ -67,7 +67,7 @@ static inline float greatest_lane(f32 v) {
   if constexpr (DISTANCE == 0) {
     return v[0];
   } else {
-    return greatest_lane<DISTANCE / 2>(at_least(v, choose<Turn<DISTANCE>>(v, v)));
+    return greatest_lane<DISTANCE / 2>(maximum(v, choose<Turn<DISTANCE>>(v, v)));
   }
 }
 

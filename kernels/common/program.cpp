@@ -1,14 +1,15 @@
-// The captured program: threads of its own that replay a list of instructions for every step.
+// The captured program: a list of instructions that a crew of threads replays for every step.
 //
 //     each member:  for step i, i-1, ...:  for each instruction:  kernel(arguments, team); barrier
 //
-// The caller is member 0. The others sleep between two runs.
+// The caller is member 0. Between two steps the others wait at a barrier, asleep before long.
+#include <unistd.h>
+
+#include <cfenv>
 #include <chrono>
-#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
@@ -33,7 +34,12 @@ constexpr int64_t ARGUMENT_BYTES[FASTDDPM_OPS] = {
     sizeof(fastddpm_statistics), sizeof(fastddpm_norm),        sizeof(fastddpm_pointwise),
     sizeof(fastddpm_layout),     sizeof(fastddpm_step)};
 
-constexpr int64_t HUGE_PAGE = 2 << 20;
+// Scratch comes in huge pages, or exactly where a sanitizer is to see what lies beyond it.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int64_t PAGE = 64;
+#else
+constexpr int64_t PAGE = 2 << 20;
+#endif
 
 struct Instruction {
   const Operation* operation;
@@ -43,61 +49,66 @@ struct Instruction {
 struct Free {
   void operator()(char* memory) const { std::free(memory); }
 };
+using Scratch = std::unique_ptr<char, Free>;
+
+Scratch allocate_scratch(int64_t bytes) {
+  const int64_t pages = bytes > 0 ? (bytes + PAGE - 1) / PAGE : 1;
+  Scratch scratch(static_cast<char*>(std::aligned_alloc(PAGE, pages * PAGE)));
+  if (scratch == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  madvise(scratch.get(), pages * PAGE, MADV_HUGEPAGE);
+#endif
+  std::memset(scratch.get(), 0, pages * PAGE);
+  return scratch;
+}
 
 double now() {
   using std::chrono::steady_clock;
   return std::chrono::duration<double>(steady_clock::now().time_since_epoch()).count();
 }
 
-void relax() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-}  // namespace
-
-namespace fastddpm {
-
-void Meeting::barrier() {
-  if (size_ == 1) {
-    next_.store(0, std::memory_order_relaxed);
-    return;
+// Every member rounds alike and keeps subnormals, whatever the caller's own thread is set to.
+class DefaultArithmetic {
+ public:
+  DefaultArithmetic() {
+    std::fegetenv(&callers_);
+    std::fesetenv(FE_DFL_ENV);
   }
-  const uint32_t round = round_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    next_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
-    round_.notify_all();
-    return;
-  }
-  // Some microseconds of spinning; then another process may need the core that we wait for.
-  for (int spin = 0; spin < 4096; ++spin) {
-    if (round_.load(std::memory_order_acquire) != round) return;
-    relax();
-  }
-  while (round_.load(std::memory_order_acquire) == round) round_.wait(round);
-}
+  ~DefaultArithmetic() { std::fesetenv(&callers_); }
+  DefaultArithmetic(const DefaultArithmetic&) = delete;
+  DefaultArithmetic& operator=(const DefaultArithmetic&) = delete;
 
-}  // namespace fastddpm
+ private:
+  std::fenv_t callers_;
+};
 
-struct fastddpm_program {
-  fastddpm_program(const fastddpm_instruction* code, int64_t count, int32_t threads)
-      : kernels_(fastddpm::kernels()), meeting_(threads), threads_(threads) {
-    for (int64_t k = 0; k < count; ++k) {
-      const char* arguments = static_cast<const char*>(code[k].arguments);
-      Instruction instruction{kernels_.operations[code[k].op],
-                              {arguments, arguments + ARGUMENT_BYTES[code[k].op]}};
-      const int64_t bytes = instruction.operation->scratch(instruction.arguments.data(), threads);
-      if (bytes > scratch_bytes_) scratch_bytes_ = bytes;
-      code_.push_back(std::move(instruction));
+// One step of a program, as its members see it.
+struct Replay {
+  const std::vector<Instruction>& code;
+  char* scratch;
+  int32_t threads;
+  int64_t step = 0;
+  double* times = nullptr;  // of each instruction, added up by member 0; or null
+
+  void run(int32_t member, Meeting& meeting) const {
+    const Team team = {member, threads, scratch, step, &meeting};
+    double* const own = member == 0 ? times : nullptr;
+    for (size_t k = 0; k < code.size(); ++k) {
+      const double before = own == nullptr ? 0 : now();
+      code[k].operation->run(code[k].arguments.data(), team);
+      team.barrier();
+      if (own != nullptr) own[k] += now() - before;
     }
-    allocate_scratch();
+  }
+};
+
+// The threads beside the caller's. They live as long as the crew, and wait in the meeting.
+class Crew {
+ public:
+  explicit Crew(const Replay& replay) : replay_(replay), meeting_(replay.threads) {
+    workers_.reserve(replay.threads - 1);
     try {
-      for (int32_t member = 1; member < threads; ++member) {
+      for (int32_t member = 1; member < replay.threads; ++member) {
         workers_.emplace_back([this, member] { work(member); });
       }
     } catch (...) {
@@ -106,16 +117,74 @@ struct fastddpm_program {
     }
   }
 
-  ~fastddpm_program() { dismiss(); }
+  ~Crew() { dismiss(); }
 
+  // One step, the caller's part; the others have done theirs when it returns.
+  void run() {
+    meeting_.barrier();
+    replay_.run(0, meeting_);
+  }
+
+  // fork() leaves its child this object and none of the threads.
+  bool lost() const { return getpid() != process_; }
+
+ private:
+  void work(int32_t member) {
+    const DefaultArithmetic arithmetic;
+    for (;;) {
+      meeting_.barrier();
+      if (dismissed_.load(std::memory_order_relaxed)) return;
+      replay_.run(member, meeting_);
+    }
+  }
+
+  // The caller arrives for itself and for those who never came to be.
+  void dismiss() {
+    dismissed_.store(true, std::memory_order_relaxed);
+    for (auto member = static_cast<int32_t>(workers_.size()); member < replay_.threads; ++member) {
+      meeting_.arrive();
+    }
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  const Replay& replay_;
+  Meeting meeting_;
+  const pid_t process_ = getpid();
+  std::atomic<bool> dismissed_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace
+
+struct fastddpm_program {
+  fastddpm_program(const fastddpm_instruction* code, int64_t count, int32_t threads) {
+    const Kernels& kernels = fastddpm::kernels();
+    for (int64_t k = 0; k < count; ++k) {
+      const char* arguments = static_cast<const char*>(code[k].arguments);
+      Instruction instruction{kernels.operations[code[k].op],
+                              {arguments, arguments + ARGUMENT_BYTES[code[k].op]}};
+      const int64_t bytes = instruction.operation->scratch(instruction.arguments.data(), threads);
+      if (bytes > scratch_bytes_) scratch_bytes_ = bytes;
+      code_.push_back(std::move(instruction));
+    }
+    scratch_ = allocate_scratch(scratch_bytes_);
+    replay_.scratch = scratch_.get();
+    replay_.threads = threads;
+    crew_ = std::make_unique<Crew>(replay_);
+  }
+
+  ~fastddpm_program() { forget_lost_crew(); }
+
+  // Throws if this is a forked child and there are no new threads to be had.
   int64_t run(int64_t* index, int64_t steps, double seconds, double* times) {
+    if (forget_lost_crew()) crew_ = std::make_unique<Crew>(replay_);
+    const DefaultArithmetic arithmetic;
     const double limit = now() + seconds;
     int64_t taken = 0;
     for (; taken < steps && (taken == 0 || now() < limit); ++taken) {
-      step_ = *index;
-      times_ = times;
-      if (threads_ > 1) wake();
-      replay(0);
+      replay_.step = *index;
+      replay_.times = times;
+      crew_->run();
       --*index;
     }
     return taken;
@@ -124,80 +193,38 @@ struct fastddpm_program {
   int64_t scratch_bytes() const { return scratch_bytes_; }
 
  private:
-  void allocate_scratch() {
-    const int64_t bytes = (scratch_bytes_ + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    scratch_.reset(
-        static_cast<char*>(std::aligned_alloc(HUGE_PAGE, bytes > 0 ? bytes : HUGE_PAGE)));
-    if (scratch_ == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-    madvise(scratch_.get(), bytes, MADV_HUGEPAGE);
-#endif
-    std::memset(scratch_.get(), 0, bytes);
+  // Nobody is there to be joined: the object is left behind. Whether there is no crew now.
+  bool forget_lost_crew() {
+    if (crew_ != nullptr && crew_->lost()) static_cast<void>(crew_.release());
+    return crew_ == nullptr;
   }
 
-  // All instructions of one step, the part of one member.
-  void replay(int32_t member) {
-    const Team team = {member, threads_, scratch_.get(), step_, &meeting_};
-    double* const times = member == 0 ? times_ : nullptr;
-    for (size_t k = 0; k < code_.size(); ++k) {
-      const double before = times == nullptr ? 0 : now();
-      code_[k].operation->run(code_[k].arguments.data(), team);
-      team.barrier();
-      if (times != nullptr) times[k] += now() - before;
-    }
-  }
-
-  void wake() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      order_.fetch_add(1, std::memory_order_release);
-    }
-    called_.notify_all();
-  }
-
-  void work(int32_t member) {
-    uint64_t done = 0;
-    for (;;) {
-      // Another step most often comes at once.
-      for (int spin = 0; spin < 4096 && order_.load(std::memory_order_acquire) == done; ++spin) {
-        relax();
-      }
-      if (order_.load(std::memory_order_acquire) == done) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        called_.wait(lock, [&] { return order_.load(std::memory_order_acquire) != done; });
-      }
-      ++done;
-      if (dismissed_.load(std::memory_order_acquire)) return;
-      replay(member);
-    }
-  }
-
-  void dismiss() {
-    dismissed_.store(true, std::memory_order_release);
-    wake();
-    for (std::thread& worker : workers_) worker.join();
-  }
-
-  const Kernels& kernels_;
   std::vector<Instruction> code_;
-  Meeting meeting_;
-  const int32_t threads_;
   int64_t scratch_bytes_ = 0;
-  std::unique_ptr<char, Free> scratch_;
-  int64_t step_ = 0;
-  double* times_ = nullptr;
-  std::mutex mutex_;
-  std::condition_variable called_;
-  std::atomic<uint64_t> order_{0};
-  std::atomic<bool> dismissed_{false};
-  std::vector<std::thread> workers_;
+  Scratch scratch_;
+  Replay replay_{code_, nullptr, 0};
+  std::unique_ptr<Crew> crew_;
 };
+
+namespace {
+
+int64_t run(fastddpm_program* program, int64_t* index, int64_t steps, double seconds,
+            double* times) {
+  try {
+    return program->run(index, steps, seconds, times);
+  } catch (const std::bad_alloc&) {
+  } catch (const std::system_error&) {
+  }
+  return -1;
+}
+
+}  // namespace
 
 extern "C" {
 
 fastddpm_program* fastddpm_program_create(const fastddpm_instruction* code, int64_t count,
                                           int32_t threads, int32_t* status) {
-  bool valid = status != nullptr && count >= 0 && threads >= 1 && (code != nullptr || count == 0);
+  bool valid = status != nullptr && code != nullptr && count >= 1 && threads >= 1;
   for (int64_t k = 0; valid && k < count; ++k) {
     valid = code[k].op >= 0 && code[k].op < FASTDDPM_OPS && code[k].arguments != nullptr;
   }
@@ -224,49 +251,11 @@ int64_t fastddpm_program_scratch_bytes(const fastddpm_program* program) {
 
 int64_t fastddpm_program_run(fastddpm_program* program, int64_t* index, int64_t steps,
                              double seconds) {
-  return program->run(index, steps, seconds, nullptr);
+  return run(program, index, steps, seconds, nullptr);
 }
 
-void fastddpm_program_profile(fastddpm_program* program, int64_t* index, double* seconds) {
-  program->run(index, 1, 0, seconds);
-}
-
-int64_t fastddpm_packed_conv3x3_bytes(int64_t out_channels, int64_t in_channels, int64_t packing) {
-  if (out_channels < 1 || in_channels < 1 || packing < 0 ||
-      packing > FASTDDPM_PACKING_TRANSFORMED) {
-    return -1;
-  }
-  return fastddpm::kernels().conv3x3_packing->bytes(out_channels, in_channels, 3, packing);
-}
-
-int64_t fastddpm_packed_convolution_bytes(int64_t out_channels, int64_t in_channels, int64_t kernel,
-                                          int64_t packing) {
-  if (out_channels < 1 || in_channels < 1 || (kernel != 1 && kernel != 3) || packing < 0 ||
-      packing > FASTDDPM_PACKING_FLOAT16) {
-    return -1;
-  }
-  return fastddpm::kernels().convolution_packing->bytes(out_channels, in_channels, kernel, packing);
-}
-
-int32_t fastddpm_pack_conv3x3(void* packed, const float* weight, int64_t out_channels,
-                              int64_t in_channels, int64_t packing) {
-  if (packed == nullptr || weight == nullptr ||
-      fastddpm_packed_conv3x3_bytes(out_channels, in_channels, packing) < 0) {
-    return FASTDDPM_INVALID_ARGUMENT;
-  }
-  fastddpm::kernels().conv3x3_packing->pack(packed, weight, out_channels, in_channels, 3, packing);
-  return FASTDDPM_OK;
-}
-
-int32_t fastddpm_pack_convolution(void* packed, const float* weight, int64_t out_channels,
-                                  int64_t in_channels, int64_t kernel, int64_t packing) {
-  if (packed == nullptr || weight == nullptr ||
-      fastddpm_packed_convolution_bytes(out_channels, in_channels, kernel, packing) < 0) {
-    return FASTDDPM_INVALID_ARGUMENT;
-  }
-  fastddpm::kernels().convolution_packing->pack(packed, weight, out_channels, in_channels, kernel,
-                                                packing);
-  return FASTDDPM_OK;
+int64_t fastddpm_program_profile(fastddpm_program* program, int64_t* index, double* seconds) {
+  return run(program, index, 1, 0, seconds);
 }
 
 }  // extern "C"

@@ -107,6 +107,31 @@ static inline void keep_in_register(f32& v) {
 #endif
 }
 
+// Lane by lane; what NaN gives depends on the instruction set.
+static inline f32 minimum(f32 a, f32 b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32>(
+      _mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<f32>(
+      _mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
+
+static inline f32 maximum(f32 a, f32 b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32>(
+      _mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<f32>(
+      _mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // Correctly rounded.
 static inline f32 square_root(f32 v) {
 #if defined(__AVX512F__)
@@ -120,37 +145,6 @@ static inline f32 square_root(f32 v) {
 #else
   for (int lane = 0; lane < LANES; ++lane) v[lane] = __builtin_sqrtf(v[lane]);
   return v;
-#endif
-}
-
-// The greater and the less of two; where v is NaN, NaN.
-static inline f32 at_least(f32 bound, f32 v) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<f32>(
-      _mm512_max_ps(reinterpret_cast<__m512>(bound), reinterpret_cast<__m512>(v)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<f32>(
-      _mm256_max_ps(reinterpret_cast<__m256>(bound), reinterpret_cast<__m256>(v)));
-#elif defined(__SSE2__)
-  return reinterpret_cast<f32>(
-      _mm_max_ps(reinterpret_cast<__m128>(bound), reinterpret_cast<__m128>(v)));
-#else
-  return v < bound ? bound : v;
-#endif
-}
-
-static inline f32 at_most(f32 bound, f32 v) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<f32>(
-      _mm512_min_ps(reinterpret_cast<__m512>(bound), reinterpret_cast<__m512>(v)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<f32>(
-      _mm256_min_ps(reinterpret_cast<__m256>(bound), reinterpret_cast<__m256>(v)));
-#elif defined(__SSE2__)
-  return reinterpret_cast<f32>(
-      _mm_min_ps(reinterpret_cast<__m128>(bound), reinterpret_cast<__m128>(v)));
-#else
-  return v > bound ? bound : v;
 #endif
 }
 

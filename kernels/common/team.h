@@ -10,11 +10,15 @@
 
 namespace fastddpm {
 
-// What the members share. One waits for the others by spinning, then asleep.
+// What the members share.
 class Meeting {
  public:
   explicit Meeting(int32_t size) : size_(size) {}
 
+  // Count one member in. The last to come lets all go on, and true is returned.
+  bool arrive();
+
+  // Arrive and wait for the others, by spinning for a while and then asleep.
   void barrier();
 
   // The next piece of work that nobody has taken, 0, 1, ...; a barrier starts again from 0.

@@ -1,0 +1,79 @@
+"""The rest of a step: the reverse step itself, and what is copied out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastddpm.engine.cpu.emitter import Emitter
+from fastddpm.engine.cpu.rules import rule
+from fastddpm.engine.cpu.values import Constant, Index, InOrder, Value
+from fastddpm.engine.plan import CannotPrepare
+from fastddpm.ops.ancestral_step import ANCESTRAL_STEP
+from fastddpm.ops.program_abi import Prediction, Step, Variance
+
+_VARIANCES = {"learned": Variance.LEARNED, "learned_range": Variance.LEARNED_RANGE}
+
+
+@rule(ANCESTRAL_STEP)
+def ancestral_step(
+    emit: Emitter,
+    free: Sequence[Any],
+    x: InOrder,
+    model_output: Value,
+    noise: Constant | None,
+    seed: Constant | None,
+    indices: Constant | None,
+    timesteps: Constant | None,
+    table: Constant,
+    i: Value,
+    prediction: str,
+    variance: str,
+    clip: float | None,
+    x_0: Constant | None,
+    network_input: Constant | None,
+    first_nonfinite: Constant | None,
+    backend: str,
+) -> None:
+    if network_input is not None or not isinstance(i, Index) or not isinstance(x, InOrder):
+        raise CannotPrepare("the reverse step reads the step's own index and state only")
+    if len(table.tensor) < emit.num_steps:
+        raise CannotPrepare("the step table has too few rows")
+    output = emit.in_order(model_output)
+
+    def whole(given: Constant | None) -> int | None:
+        return None if given is None else emit.address(given.tensor, torch.int64)
+
+    emit.code.append(
+        Step(
+            x=emit.address(x.tensor),
+            x_0=None if x_0 is None else emit.address(x_0.tensor),
+            model_output=output,
+            noise=None if noise is None else emit.address(noise.tensor),
+            table=emit.address(table.tensor),
+            batch=len(x.tensor),
+            elements=math.prod(x.tensor.shape[1:]),
+            prediction=(
+                Prediction.PREVIOUS_SAMPLE if prediction == "previous_sample" else Prediction.OTHER
+            ),
+            variance=_VARIANCES.get(variance, Variance.FIXED),
+            clip=math.inf if clip is None else clip,
+            seed=whole(seed),
+            indices=whole(indices),
+            timesteps=whole(timesteps),
+            first_nonfinite=whole(first_nonfinite),
+        )
+    )
+
+
+@rule(torch.ops.aten.copy_.default)
+def copy(
+    emit: Emitter, free: Sequence[Any], to: Constant, value: Value, non_blocking: bool = False
+) -> Constant:
+    if not isinstance(to, Constant):
+        raise CannotPrepare("only into tensors that the step holds is copied")
+    emit.write_in_order(value, emit.address(to.tensor))
+    return to

@@ -1,0 +1,144 @@
+"""From a recorded step to the code of a program.
+
+Every operation that matters is taken in the recorded order by the rule for its op (rules.py), which
+says what its result is in terms of its arguments' values and emits what has to be there. An op that
+has no rule is refused by name where its result is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fastddpm.engine.cpu import attention, chain_rules, rules
+from fastddpm.engine.cpu.emitter import Emitter
+from fastddpm.engine.cpu.packed import Packed, PackedWeights
+from fastddpm.engine.cpu.recording import Operation, Recording
+from fastddpm.engine.cpu.values import Constant, Feature, Index, InOrder, Missing, Value
+from fastddpm.engine.plan import CannotPrepare, Plan
+from fastddpm.ops.program_abi import Arguments
+
+# Their rules are registered as they are imported.
+assert attention and chain_rules
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program's code, at the addresses of what it reads and writes.
+
+    arena: the memory of its maps. packed: the weights that it reads. constants: tensors that it
+    reads or writes where they lie.
+    """
+
+    code: tuple[Arguments, ...]
+    arena: Tensor
+    packed: tuple[Packed, ...]
+    constants: tuple[Tensor, ...]
+
+
+def lower(recording: Recording, plan: Plan, state: Tensor, weights: PackedWeights) -> Lowered:
+    """The program of a recorded step, whose state lies in ``state``.
+
+    Raises CannotPrepare for what it has no instruction for, naming the operation and its place.
+    """
+    lowering = _Lowering(recording, plan, state, weights)
+    for operation in recording.operations:
+        lowering.take(operation)
+    lowering.finish()
+    emit = lowering.emit
+    emit.arena.place(emit.code)
+    return Lowered(
+        tuple(emit.code), emit.arena.memory, tuple(emit.packed), tuple(emit.constants)
+    )
+
+
+class _Lowering:
+    def __init__(
+        self, recording: Recording, plan: Plan, state: Tensor, weights: PackedWeights
+    ) -> None:
+        self.emit = Emitter(weights, plan.num_steps)
+        self._recording = recording
+        self._uses = recording.uses()
+        self._state = state
+        self._values: dict[int, Value] = {
+            id(recording.state): InOrder(state),
+            id(recording.index): Index(),
+        }
+
+    def take(self, operation: Operation) -> None:
+        """Give the operation's results their values."""
+        if not operation.writes and not any(self._uses[id(r)] for r in operation.results):
+            return
+        try:
+            returned = self._returned(operation)
+        except CannotPrepare as error:
+            raise CannotPrepare(f"{operation}: {error}") from error
+        found = returned if isinstance(returned, (list, tuple)) else [returned]
+        if operation.writes:
+            # Its values before are what the program read; those after lie in memory alone.
+            self._values |= {id(tensor): Missing(str(operation)) for tensor in _written(operation)}
+        for tensor, value in zip(operation.results, found, strict=operation.results != ()):
+            self._values[id(tensor)] = value
+
+    def finish(self) -> None:
+        """What the step returns becomes the state."""
+        result = self._recording.result
+        if result is not self._recording.state:
+            self.emit.write_in_order(self._value(result), self.emit.address(self._state))
+
+    def _returned(self, operation: Operation) -> Any:
+        given = (operation.arguments, operation.keywords)
+        arguments, keywords = tree_map(self._value, given)
+        held = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Value)]
+        if operation.op.is_view and all(isinstance(value, Constant) for value in held):
+            return _view(operation, arguments, keywords)
+        missing = [value for value in held if isinstance(value, Missing)]
+        if missing:
+            raise CannotPrepare(f"it reads what {missing[0].operation} gives")
+        if operation.op not in rules.RULES:
+            if operation.writes:
+                raise CannotPrepare("the program has no instruction for it")
+            return [Missing(str(operation))] * len(operation.results)
+        free = [
+            self._values[id(tensor)]
+            for tensor in operation.tensors
+            if isinstance(tensor, FakeTensor) and self._is_free(tensor)
+        ]
+        return rules.RULES[operation.op](self.emit, free, *arguments, **keywords)
+
+    def _value(self, argument: Any) -> Any:
+        if not isinstance(argument, Tensor):
+            return argument
+        if isinstance(argument, FakeTensor):
+            return self._values[id(argument)]
+        return Constant(argument)
+
+    def _is_free(self, tensor: Tensor) -> bool:
+        value = self._values[id(tensor)]
+        unwritten = isinstance(value, Feature) and value.written is None
+        return unwritten and self._uses[id(tensor)] == 1
+
+
+def _written(operation: Operation) -> Iterator[Tensor]:
+    """The pretended tensors that it writes into."""
+    parameters = zip(operation.op._schema.arguments, operation.arguments, strict=False)
+    for parameter, argument in parameters:
+        if parameter.alias_info is not None and parameter.alias_info.is_write:
+            yield from (leaf for leaf in [argument] if isinstance(leaf, FakeTensor))
+
+
+def _view(operation: Operation, arguments: Any, keywords: Any) -> Any:
+    """A view of what stays is what stays."""
+
+    def tensor(value: Any) -> Any:
+        return value.tensor if isinstance(value, Constant) else value
+
+    with torch.no_grad():
+        result = operation.op(*tree_map(tensor, arguments), **tree_map(tensor, keywords))
+    return tree_map(lambda part: Constant(part) if isinstance(part, Tensor) else part, result)

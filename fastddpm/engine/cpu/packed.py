@@ -1,0 +1,121 @@
+"""The weights as the kernels read them, shared by all programs of an engine.
+
+What is packed is a copy: torch's count of the writes to the original tells when it is stale.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from fastddpm.engine.cpu.memory import Blocks
+from fastddpm.engine.cpu.options import CpuOptions
+from fastddpm.ops.library import cpu_library
+from fastddpm.ops.program_abi import Packing
+
+# From the tensors of a layer, one float32 weight [out, in, k, k] or vector.
+Build = Callable[..., Tensor]
+
+
+@dataclass(eq=False)
+class Packed:
+    """One layer's packed weights, or a vector that is computed from several."""
+
+    kind: str
+    sources: tuple[Tensor, ...]
+    build: Build
+    packing: Packing
+    memory: Tensor
+    marks: tuple[Hashable, ...] | None = None
+
+    @property
+    def address(self) -> int:
+        return self.memory.data_ptr()
+
+
+class PackedWeights:
+    """All that the programs of one engine have packed, for the instruction set that was in use when
+    this was made. A layer's goes with the last of them."""
+
+    def __init__(self, options: CpuOptions) -> None:
+        self._isa = cpu_library().isa
+        self._packings = {
+            "conv3x3": options.packing_3x3,
+            "convolution": options.packing,
+            "vector": Packing.FLOAT32,
+        }
+        self._blocks = Blocks()
+        self._kept: WeakValueDictionary[Hashable, Packed] = WeakValueDictionary()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all that is packed now."""
+        return sum(packed.memory.numel() for packed in self._kept.values())
+
+    def of(self, kind: str, sources: Sequence[Tensor], build: Build) -> Packed:
+        """The packed form of build(*sources): of a weight [out, in, k, k] for the instruction
+        "conv3x3" or "convolution", or of a "vector", which stays as it is."""
+        sources = tuple(sources)
+        key = kind, build, *map(_place, sources)
+        packed = self._kept.get(key)
+        if packed is None:
+            packing = self._packings[kind]
+            made = _built(build, sources)
+            memory = self._blocks.take(self._bytes(kind, made, packing))
+            packed = self._kept[key] = Packed(kind, sources, build, packing, memory)
+        self.refresh([packed])
+        return packed
+
+    def refresh(self, used: Sequence[Packed], *, reread: bool = False) -> None:
+        """Pack again those whose weights were written since.
+
+        reread: all of them; torch does not count the writes through ``parameter.data``.
+        """
+        for packed in used:
+            marks = tuple(_mark(source) for source in packed.sources)
+            if reread or marks != packed.marks:
+                self._pack(packed)
+                packed.marks = marks
+
+    def _bytes(self, kind: str, made: Tensor, packing: Packing) -> int:
+        if kind == "vector":
+            return made.numel() * made.element_size()
+        count = getattr(cpu_library().handle, f"fastddpm_packed_{kind}_bytes")
+        return int(count(*_sizes(kind, made), packing))
+
+    def _pack(self, packed: Packed) -> None:
+        made, kind = _built(packed.build, packed.sources), packed.kind
+        if kind == "vector":
+            ctypes.memmove(packed.address, made.data_ptr(), packed.memory.numel())
+            return
+        if cpu_library().isa != self._isa:
+            raise RuntimeError(
+                f"this engine has packed weights for {self._isa}, but the library now uses "
+                f"{cpu_library().isa}: make another"
+            )
+        sizes = (*_sizes(kind, made), packed.packing)
+        cpu_library().call(f"fastddpm_pack_{kind}", packed.address, made.data_ptr(), *sizes)
+
+
+def _sizes(kind: str, weight: Tensor) -> tuple[int, ...]:
+    return tuple(weight.shape[:2] if kind == "conv3x3" else weight.shape[:3])
+
+
+@torch.no_grad()
+def _built(build: Build, sources: Sequence[Tensor]) -> Tensor:
+    return build(*(source.detach() for source in sources)).to(torch.float32).contiguous()
+
+
+def _place(tensor: Tensor) -> Hashable:
+    """What tells a tensor's memory from another's, while both live."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
+def _mark(tensor: Tensor) -> Hashable:
+    """What changes when a tensor is written; torch counts that but in inference mode."""
+    return tensor.data_ptr(), None if tensor.is_inference() else tensor._version

@@ -1,0 +1,135 @@
+"""The CPU engine: the step as a flat native program, replayed for every step of the chain.
+
+    prepare:  the step runs once on pretended tensors; what torch dispatched becomes instructions
+              (cpu/recording.py, cpu/lowering.py) over packed weights and one arena
+    run:      copy x in;  index = start;  begin(state);  the program counts the index down
+
+No Python runs between two steps, but for a look whether somebody wants to interrupt. What has no
+instruction is refused by name. Weights that changed since are packed again when a chain begins, and
+a step whose tensors lie elsewhere by then is recorded anew.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from fastddpm.engine.cpu.lowering import Lowered, lower
+from fastddpm.engine.cpu.native import NativeProgram
+from fastddpm.engine.cpu.options import CpuOptions
+from fastddpm.engine.cpu.packed import PackedWeights
+from fastddpm.engine.cpu.recording import record
+from fastddpm.engine.plan import CannotPrepare, Plan, Runner, Step
+from fastddpm.engine.eager import EagerRunner
+from fastddpm.engine.runner import ChainRunner
+from fastddpm.ops.library import cpu_library
+
+# How long the library runs before Python may look for an interrupt.
+_SECONDS = 0.1
+
+
+class CpuPrograms:
+    """The engine. The programs of one instance share their packed weights.
+
+    Raises ValueError where there is no library to run them.
+    """
+
+    def __init__(self, options: CpuOptions | None = None) -> None:
+        self._options = options or CpuOptions()
+        self._weights = PackedWeights(self._options)
+        self._last: CpuRunner | None = None
+
+    def prepare(self, step: Step, plan: Plan) -> Runner:
+        """Record the step and make its program.
+
+        Raises CannotPrepare for a step with anything that has no instruction, naming it. What the
+        step raises by itself goes through.
+        """
+        if plan.dtype != torch.float32:
+            raise CannotPrepare(f"programs compute in float32, the chain's state is {plan.dtype}")
+        if plan.shape[0] == 0:
+            return EagerRunner(step, plan)
+        self._last = CpuRunner(step, plan, self._options.team, self._weights)
+        return self._last
+
+    def report(self) -> list[str]:
+        """What runs and what it takes, a line each."""
+        options = self._options
+        lines = [
+            f"threads: {options.team}; weights: {options.weights}; memory: {options.memory}; "
+            f"instruction set: {cpu_library().isa}"
+        ]
+        if self._last is not None:
+            lines += [self._last.describe(), f"packed weights: {_megabytes(self._weights.bytes)}"]
+        return lines
+
+
+class CpuRunner(ChainRunner):
+    """Replays a program; see :class:`fastddpm.engine.Runner`."""
+
+    def __init__(self, step: Step, plan: Plan, threads: int, weights: PackedWeights) -> None:
+        super().__init__(step, plan)
+        self._threads = threads
+        self._weights = weights
+        self._program = self._made()
+
+    def _made(self) -> _Program:
+        recording = record(self.call, self.plan)
+        lowered = lower(recording, self.plan, self._state, self._weights)
+        return _Program(lowered, self._threads)
+
+    def reread(self) -> None:
+        self._weights.refresh(self._program.lowered.packed, reread=True)
+
+    def describe(self) -> str:
+        """What the program takes, in words."""
+        return self._program.describe()
+
+    def profile(self, x: Tensor, steps: int) -> list[tuple[str, float]]:
+        """(instruction, seconds of all ``steps`` first steps) in the order in which they run."""
+        self._start(x, None, steps)
+        seconds = torch.zeros(len(self._program.lowered.code), dtype=torch.float64)
+        for _ in range(steps):
+            self._program.native.profile(self._index, seconds)
+        names = [type(arguments).__name__ for arguments in self._program.lowered.code]
+        return list(zip(names, seconds.tolist(), strict=True))
+
+    def _start(self, x: Tensor, start: int | None, steps: int | None) -> range:
+        indices = super()._start(x, start, steps)
+        if self._program.moved():
+            self._program = self._made()
+        self._weights.refresh(self._program.lowered.packed)
+        return indices
+
+    def _advance(self, count: int) -> Tensor:
+        while count > 0:
+            count -= self._program.native.run(self._index, count, _SECONDS)
+        return self._state
+
+
+class _Program:
+    """A lowered step in the library, with all that it reads kept alive."""
+
+    def __init__(self, lowered: Lowered, threads: int) -> None:
+        self.lowered = lowered
+        self.native = NativeProgram(lowered.code, threads)
+        # Another tensor must not come to lie where one of these lay.
+        self._places = [(t, t.data_ptr(), t.untyped_storage()) for t in lowered.constants]
+
+    def moved(self) -> bool:
+        """Whether a tensor that it reads or writes lies elsewhere by now."""
+        return any(tensor.data_ptr() != place for tensor, place, _ in self._places)
+
+    def describe(self) -> str:
+        code = self.lowered.code
+        kinds = Counter(type(arguments).__name__ for arguments in code).most_common()
+        listed = ", ".join(f"{count} {name}" for name, count in kinds)
+        arena = _megabytes(self.lowered.arena.numel())
+        scratch = _megabytes(self.native.scratch_bytes)
+        return f"program: {len(code)} instructions ({listed}); arena {arena}, scratch {scratch}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
