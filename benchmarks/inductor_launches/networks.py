@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastddpm import GaussianDiffusion, NoiseSchedule, UNet, UNetConfig, ops
 from fastddpm.sampler import network
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
-from fastddpm.sampler.network import PackedNetwork
+from fastddpm.sampler.unet_network import PackedNetwork
 from fastddpm.unet import PackedUNet
 
 DEVICE = torch.device("cuda", 0)

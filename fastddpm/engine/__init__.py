@@ -2,6 +2,7 @@
 contract."""
 
 from fastddpm.engine.cache import RunnerCache
+from fastddpm.engine.cpu.options import CpuOptions
 from fastddpm.engine.plan import CannotPrepare, Plan, Prepare, Runner, Step
 from fastddpm.engine.precision import precision
 from fastddpm.engine.selection import ENGINES, Selection, select
@@ -10,6 +11,7 @@ from fastddpm.engine.weights import Fingerprint
 __all__ = [
     "ENGINES",
     "CannotPrepare",
+    "CpuOptions",
     "Fingerprint",
     "Plan",
     "Prepare",

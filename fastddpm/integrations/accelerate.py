@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastddpm.engine import CpuOptions
 from fastddpm.integrations import diffusers, openai
 from fastddpm.integrations.accelerated import Accelerated, Converted
 
@@ -29,13 +30,16 @@ def accelerate(
     dtype: torch.dtype | None = None,
     *,
     tf32: bool = False,
+    threads: int | None = None,
+    weights: str = "float32",
+    memory: str = "small",
 ) -> Any:
     """The model as a drop-in that an engine runs (inference only).
 
     Args:
         model: diffusers' UNet2DModel or a pipeline with one, OpenAI's UNetModel, a fastddpm.UNet,
             or any callable (x [B, C, H, W], t [B]) -> output [B, C', H, W].
-        engine, device, dtype, tf32: as ``fastddpm.Sampler``'s.
+        engine, device, dtype, tf32, threads, weights, memory: as ``fastddpm.Sampler``'s.
 
     Returns:
         An ``Accelerated`` module, called as the model is: (sample, timestep, class_labels) for a
@@ -49,10 +53,11 @@ def accelerate(
     """
     if not callable(model):
         raise ValueError(f"expected a model (x, t) -> output, got {type(model).__name__}")
+    options: dict[str, Any] = {"tf32": tf32, "threads": threads, "weights": weights, "memory": memory}
     if isinstance(model, Accelerated):
-        return accelerate(model.source, engine, device, dtype, tf32=tf32)
+        return accelerate(model.source, engine, device, dtype, **options)
     if diffusers.is_pipeline(model):
-        network = accelerate(model.unet, engine, device, dtype, tf32=tf32)
+        network = accelerate(model.unet, engine, device, dtype, **options)
         return type(model)(unet=network, scheduler=model.scheduler)
     kind, network = Accelerated, model
     if isinstance(model, nn.Module) and diffusers.is_diffusers_model(model):
@@ -61,4 +66,5 @@ def accelerate(
     elif isinstance(model, nn.Module) and openai.is_openai_model(model):
         kind = openai.AcceleratedUNetModel
         network = Converted(model, openai.OpenAIReader(model))
-    return kind(model, network, engine, device, dtype, tf32=tf32)
+    own = CpuOptions(threads, weights, memory)
+    return kind(model, network, engine, device, dtype, tf32=tf32, options=own)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm import engine as engines
-from fastddpm.engine import Fingerprint
+from fastddpm.engine import CpuOptions, Fingerprint
 from fastddpm.sampler.call import NetworkCall
-from fastddpm.sampler.network import Model, device_of, dtype_of, unet_of
+from fastddpm.sampler.model import Model, device_of, dtype_of, unet_of
+from fastddpm.sampler.unet_network import unfit_for_programs
 from fastddpm.unet import UNet
 
 
@@ -72,6 +73,7 @@ class Accelerated(nn.Module):
              labels [B, ...], as (x, t, labels).
     engine, device, dtype, tf32: as ``fastddpm.Sampler``'s; without a device or a dtype it follows
              the source when that is moved.
+    options: of the CPU engine.
     """
 
     source: Any
@@ -85,9 +87,11 @@ class Accelerated(nn.Module):
         dtype: torch.dtype | None,
         *,
         tf32: bool = False,
+        options: CpuOptions | None = None,
     ) -> None:
         super().__init__()
         self.source = source
+        self._options = options
         # In a tuple, so that nothing of it is registered twice.
         self._network = (network,)
         self._asked = engine, device, dtype, tf32
@@ -126,7 +130,7 @@ class Accelerated(nn.Module):
         self._ready()
         kind = type(self.source).__name__
         what = "as it is" if self.current_unet() is None else "as a fastddpm.UNet"
-        lines = [f"network: {kind} {what}", f"engine: {self._engine.name}"]
+        lines = [f"network: {kind} {what}", f"engine: {self._engine.name}", *self._engine.report()]
         lines += [f"not {name}: {why}" for name, why in self._engine.others.items()]
         return "\n".join(lines + self._engine.notes)
 
@@ -144,7 +148,8 @@ class Accelerated(nn.Module):
         place = device_of(self.source, device), dtype or dtype_of(self.source)
         if place != self._place:
             self._place = place
-            self._engine = engines.select(engine, place[0])
+            unfit = unfit_for_programs(self._network[0], dtype)
+            self._engine = engines.select(engine, place[0], self._options, unfit=unfit)
             self._run = NetworkCall(self._network[0], self._engine, place[0], dtype, tf32=tf32)
         return self._run
 

@@ -51,7 +51,7 @@ class AncestralStep:
     it serves every step of every call: ``load`` fills them for a call, ``begin`` for a state.
 
     noise:  a buffer or a draw with B rows.
-    labels: [B, ...] on the device as the network takes them, or None.
+    labels: [B, ...] on the device, or None.
     x_0:    a buffer [B, C, H, W] that receives each step's estimate of the image, or None.
     """
 
@@ -73,15 +73,15 @@ class AncestralStep:
         self._tables = tables
         self._noise = noise
         self._backend = backend
-        self._labels = labels
+        self._condition = None if labels is None else network.condition(labels).clone()
         self._network_input = network.input_buffer(shape)
         self._first_nonfinite = torch.full_like(tables.timesteps[:1], NONE_YET)
 
     def load(self, source: NoiseSource, labels: Tensor | None) -> None:
         """Make the static tensors this call's: its noise, and labels [b, ...] for b <= B rows."""
         source.load(self._noise)
-        if self._labels is not None and labels is not None:
-            self._labels[: len(labels)].copy_(labels)
+        if self._condition is not None and labels is not None:
+            self._condition[: len(labels)].copy_(self._network.condition(labels))
         self._first_nonfinite.fill_(NONE_YET)
 
     def refresh(self, source: NoiseSource, i: int) -> None:
@@ -101,7 +101,7 @@ class AncestralStep:
         network_input = x if self._network_input is None else self._network_input
         ops.ancestral_step_(
             x,
-            self._network.at_step(network_input, i, self._labels),
+            self._network.at_step(network_input, i, self._condition),
             self._noise,
             self._tables.rows,
             i,

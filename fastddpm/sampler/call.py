@@ -7,13 +7,15 @@ are copied into those of the capture, and its output out of them.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastddpm.engine import Plan, Runner, RunnerCache, Selection
-from fastddpm.sampler.network import Model, Network, isolated, network_of, running
+from fastddpm.sampler.model import Model, isolated, running
+from fastddpm.sampler.network import Network, network_of
+from fastddpm.sampler.unet_network import PlainNetwork
 
 # Kinds of input kept prepared; each holds its buffers and, on a GPU, a graph.
 KEPT = 8
@@ -23,11 +25,17 @@ class CallStep:
     """The network as a chain of one step, whose state is the input and which leaves it alone."""
 
     def __init__(self, network: Network, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
-        self.t = t.clone()
-        self.labels = None if labels is None else labels.clone()
         self.output: Tensor | None = None
+        self._t = t.clone()
+        self._labels = None if labels is None else labels.clone()
         self._network = network
         self._input = network.input_buffer(tuple(x.shape))
+
+    def load(self, t: Tensor, labels: Tensor | None) -> None:
+        """Make t and labels the next call's."""
+        self._t.copy_(t)
+        if self._labels is not None and labels is not None:
+            self._labels.copy_(labels)
 
     def __call__(self, x: Tensor, i: Tensor) -> Tensor:
         network_input = x
@@ -35,14 +43,33 @@ class CallStep:
             self._input[:, : x.shape[1]].copy_(x)
             network_input = self._input
         # A graph writes every replay to where the captured output lies.
-        self.output = self._network(network_input, self.t, self.labels)
+        self.output = self._network(network_input, self._t, self._labels)
+        return x
+
+
+class PlainCallStep:
+    """The same for a recorded program: the time rows are computed before it, and the output goes
+    to a place of its own."""
+
+    def __init__(self, network: PlainNetwork, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
+        self._network = network
+        self._t = t.float()
+        self._rows = network.time_rows(t, labels)
+        self.output = torch.zeros((len(x), network.out_channels, *x.shape[2:]), device=x.device)
+
+    def load(self, t: Tensor, labels: Tensor | None) -> None:
+        self._t.copy_(t)
+        self._rows.copy_(self._network.time_rows(t, labels))
+
+    def __call__(self, x: Tensor, i: Tensor) -> Tensor:
+        self.output.copy_(self._network.denoise(x, self._rows, self._t))
         return x
 
 
 class Prepared(NamedTuple):
     """A step and the runner that an engine made of it."""
 
-    step: CallStep
+    step: CallStep | PlainCallStep
     runner: Runner
 
 
@@ -65,7 +92,7 @@ class NetworkCall:
         self._device = device
         self._tf32 = tf32
         no_steps = torch.empty(0, dtype=torch.int64, device=device)
-        self._make = partial(network_of, model, device, dtype, no_steps, packed=engine.captures)
+        self._make = partial(network_of, model, device, dtype, no_steps, engine)
         self._network: Network | None = None
         self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
 
@@ -76,18 +103,20 @@ class NetworkCall:
 
         reread: read the weights anew even if they seem unchanged (``Network.refresh``).
         """
-        x_here, t = x.to(self._device).contiguous(), t.to(self._device)
-        labels = None if labels is None else labels.to(self._device)
         network = self._refreshed(reread)
+        # A program's state is float32; other networks convert what they get.
+        dtype = torch.float32 if isinstance(network, PlainNetwork) else x.dtype
+        x_here, t = x.to(self._device, dtype).contiguous(), t.to(self._device)
+        labels = None if labels is None else labels.to(self._device)
         key = tuple((v.shape, v.dtype) for v in (x_here, t, labels) if v is not None)
         make = partial(self._prepare, network, x_here, t, labels)
         with (
             running(network.model, self._device, tf32=self._tf32),
             self._kept.borrow(key, make) as (step, runner),
         ):
-            step.t.copy_(t)
-            if step.labels is not None and labels is not None:
-                step.labels.copy_(labels)
+            step.load(t, labels)
+            if reread:
+                runner.reread()
             for _ in runner.iterate(x_here):
                 pass
             assert step.output is not None
@@ -101,6 +130,8 @@ class NetworkCall:
         return self._network
 
     def _prepare(self, network: Network, x: Tensor, t: Tensor, labels: Tensor | None) -> Prepared:
-        step = CallStep(network, x, t, labels)
+        plain = isinstance(network, PlainNetwork)
+        make: Any = PlainCallStep if plain else CallStep
+        step = make(network, x, t, labels)
         plan = Plan(tuple(x.shape), 1, self._device, x.dtype)
         return Prepared(step, self._engine.prepare(step, plan))

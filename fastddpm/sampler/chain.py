@@ -15,7 +15,8 @@ from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import Plan, Runner, RunnerCache, Selection
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
-from fastddpm.sampler.network import Model, Network, isolated, network_of, running
+from fastddpm.sampler.model import Model, isolated, running
+from fastddpm.sampler.network import Network, network_of
 from fastddpm.sampler.noise_source import CounterNoise, NoiseSource
 
 # How often the host looks whether the chain is still finite; each look waits for the device.
@@ -81,7 +82,7 @@ class Chain:
         self._tf32 = tf32
         self._tables = StepTables.of(diffusion, device)
         self._make_network = partial(
-            network_of, model, device, dtype, self._tables.network_t, packed=engine.captures
+            network_of, model, device, dtype, self._tables.network_t, engine
         )
         self._network: Network | None = None
         self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
@@ -102,15 +103,18 @@ class Chain:
         *,
         labels: Tensor | None = None,
         rows: int | None = None,
-        after_step: Callable[[], None] = lambda: None,
+        after_step: Callable[[], None] | None = None,
     ) -> Tensor:
-        """The image at the end of ``run``; ``after_step`` is called after each step."""
+        """The image at the end of ``run``; ``after_step``, if there is one, is called after each
+        step."""
         image = x
-        moments = self.run(x, noise, start, labels=labels, rows=rows)
+        each = after_step is not None
+        moments = self.run(x, noise, start, labels=labels, rows=rows, each_step=each)
         with self.running():
             for moment in moments:
                 image = moment.x_t
-                after_step()
+                if after_step is not None:
+                    after_step()
         return image.clone()
 
     def run(
@@ -123,6 +127,7 @@ class Chain:
         rows: int | None = None,
         estimates: bool = False,
         shown_every: int = CHECK_EVERY,
+        each_step: bool = False,
     ) -> Iterator[Moment]:
         """Take the steps start, ..., 0 from the state x, with the weights of this moment.
 
@@ -133,9 +138,10 @@ class Chain:
         rows:   run with this many rows >= B, as another batch was: the rows beyond B are made up
                 and dropped. Exact, because no row's noise depends on another.
 
-        Yields the Moment after each step. Raises FloatingPointError for NaN or Inf, naming the
-        timestep; at the latest CHECK_EVERY steps on, and before it yields an index that is a
-        multiple of ``shown_every``.
+        Yields the Moment after each step, or unless ``each_step`` after some of them: at least
+        those whose index is a multiple of ``shown_every``, so that an engine may take several at
+        once. Raises FloatingPointError for NaN or Inf, naming the timestep; at the latest
+        CHECK_EVERY steps on, and before it yields an index that is a multiple of ``shown_every``.
         """
         states = _with_rows(x, rows or len(x))
         kind = Kind(
@@ -145,7 +151,9 @@ class Chain:
             estimates,
         )
         make = partial(self._prepare, self._refreshed(), kind, noise, labels)
-        moments = self._moments(kind, make, states, noise, start, labels, shown_every)
+        checked = partial(_is_checked, shown_every)
+        stops = _always if each_step or noise.per_step else checked
+        moments = self._moments(kind, make, states, noise, start, labels, checked, stops)
         return (moment.first(len(x)) for moment in moments)
 
     def _moments(
@@ -156,14 +164,16 @@ class Chain:
         noise: NoiseSource,
         start: int,
         labels: Tensor | None,
-        shown_every: int,
+        checked: Callable[[int], bool],
+        stops: Callable[[int], bool],
     ) -> Iterator[Moment]:
         # Borrowed: a stream that is read slowly may meet another call of its kind meanwhile.
         with self._kept.borrow(kind, make) as (step, runner):
             step.load(noise, labels)
             step.refresh(noise, start)
-            for i, state in runner.iterate(x, start):
-                if i % CHECK_EVERY == 0 or i % shown_every == 0:
+            runner.reread()
+            for i, state in runner.iterate(x, start, stops=stops):
+                if checked(i):
                     step.check_finite()
                 yield Moment(i, state, step.x_0)
                 if i > 0:
@@ -203,11 +213,19 @@ class Chain:
             kind.shape,
             noise.allocate(kind.shape[0], self._tables.timesteps),
             backend=self.engine.backend,
-            labels=None if labels is None else _with_rows(labels, kind.shape[0]).clone(),
+            labels=None if labels is None else _with_rows(labels, kind.shape[0]),
             x_0=buffer() if kind.estimates else None,
         )
         plan = Plan(kind.shape, self.num_steps, self.device)
         return Prepared(step, self.engine.prepare(step, plan))
+
+
+def _is_checked(shown_every: int, i: int) -> bool:
+    return i % CHECK_EVERY == 0 or i % shown_every == 0
+
+
+def _always(i: int) -> bool:
+    return True
 
 
 def _with_rows(x: Tensor, rows: int) -> Tensor:

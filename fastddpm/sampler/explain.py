@@ -7,7 +7,7 @@ import torch
 from fastddpm import ops
 from fastddpm.engine import Selection
 from fastddpm.ops.backends import triton_status
-from fastddpm.sampler.network import Model, dtype_of, unet_of
+from fastddpm.sampler.model import Model, dtype_of, unet_of
 
 
 def explain(
@@ -23,6 +23,7 @@ def explain(
     products = " with TF32 products" if tf32 and device.type == "cuda" else ""
     lines = [
         f"engine: {engine.name} ({engine.what})",
+        *engine.report(),
         f"network: {name} {form}, {number}{products} on {device}; chain state: float32",
         f"noise and step kernels: {_kernels(engine, device)}",
     ]

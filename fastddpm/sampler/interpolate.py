@@ -37,7 +37,7 @@ def interpolate(
     resample_noise: bool = False,
     noise: CallerNoise | None = None,
     labels: Tensor | None = None,
-    after_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Decode mixtures of a and b, all lambdas in one batch.
 
@@ -54,7 +54,7 @@ def interpolate(
                     and again for b's, then once for each step t, ..., 0 (the last unused). shape is
                     [B, C, H, W], or [L*B, C, H, W], lambda by lambda, with resample_noise.
     labels:         one for each of the L * B rows, on the device, or None.
-    after_step:     called after each of the t + 1 steps.
+    after_step:     called after each of the t + 1 steps; None: nobody is.
 
     Returns float32 [L, C, H, W] or [L, B, C, H, W]. Raises ValueError as ``Sampler.sample`` does.
     """

@@ -22,7 +22,12 @@ CallerNoise = Callable[[int, tuple[int, ...]], Any]
 
 
 class NoiseSource(Protocol):
-    """Standard normal noise for one batch."""
+    """Standard normal noise for one batch.
+
+    per_step: whether ``refresh`` does something.
+    """
+
+    per_step: bool
 
     def initial(self, num_steps: int) -> Tensor:
         """x_T, float32 [B, C, H, W]."""
@@ -52,6 +57,8 @@ class CounterNoise:
     indices: int64 [B] on the device, the sample indices.
     shape:   shape of one sample, (C, H, W).
     """
+
+    per_step = False
 
     def __init__(
         self, seed: int, indices: Tensor, shape: tuple[int, ...], backend: str = "auto"
@@ -88,6 +95,8 @@ class GivenNoise:
     device: where the chain runs.
     copies: the chain runs copies * b rows; row r takes draw r % b.
     """
+
+    per_step = True
 
     def __init__(
         self, fn: CallerNoise, drawn: tuple[int, ...], device: torch.device, copies: int = 1

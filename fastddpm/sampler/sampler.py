@@ -16,12 +16,14 @@ from torch import Tensor
 
 from fastddpm import engine as engines
 from fastddpm.diffusion import GaussianDiffusion
+from fastddpm.engine import CpuOptions
 from fastddpm.sampler import arguments, interpolate
 from fastddpm.sampler.arguments import Array, Indices, Labels, integer, positive
 from fastddpm.sampler.chain import Chain
 from fastddpm.sampler.explain import explain
-from fastddpm.sampler.network import Model, device_of, sample_shape
+from fastddpm.sampler.model import Model, device_of, sample_shape, unwrapped
 from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
+from fastddpm.sampler.unet_network import unfit_for_programs
 
 Progress = Callable[[int, int], None]
 
@@ -56,6 +58,8 @@ class Sampler:
     batch_size: the most images to run at once; None: all of them.
     tf32:       let a GPU round the factors of float32 products to TF32 (10 bits); with False a
                 float32 network computes in float32 whatever torch's global settings say.
+    threads, weights, memory: of engine "cpu", which "auto" takes on a CPU; see
+                ``fastddpm.engine.CpuOptions``.
 
     A model on another device or in another dtype than asked for is copied, never changed; weights
     that change later are taken over at the next call. During a call it is in evaluation mode,
@@ -64,9 +68,10 @@ class Sampler:
     CUDA stream may use a sampler at a time.
 
     Image i of a seed depends on (seed, i) alone: its noise is bit for bit the same in every batch,
-    order and process. What the network adds may differ in the last bits between batch *sizes*,
-    because torch picks other algorithms for them; a model that treats each row by itself gives
-    identical images for every split.
+    order and process. On engine "cpu" the image is, too, for any number of threads. What the
+    network adds on others may differ in the last bits between batch *sizes*, because torch picks
+    other algorithms for them; a model that treats each row by itself gives identical images for
+    every split.
 
     Raises ValueError for an engine that cannot run here, or a device that is not there.
     """
@@ -82,6 +87,9 @@ class Sampler:
         shape: Sequence[int] | None = None,
         batch_size: int | None = None,
         tf32: bool = False,
+        threads: int | None = None,
+        weights: str = "float32",
+        memory: str = "small",
     ) -> None:
         if not callable(model):
             raise ValueError(f"model must be callable as model(x, t), got {type(model).__name__}")
@@ -96,7 +104,12 @@ class Sampler:
         self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
         self._shape = sample_shape(model) if shape is None else arguments.sample_shape(shape)
         self._tf32 = tf32
-        self._engine = engines.select(engine, self.device)
+        self._engine = engines.select(
+            engine,
+            self.device,
+            CpuOptions(threads, weights, memory),
+            unfit=unfit_for_programs(unwrapped(model), dtype),
+        )
         self._chain = Chain(model, diffusion, self._engine, self.device, dtype, tf32=tf32)
 
     @property
@@ -193,12 +206,14 @@ class Sampler:
             estimates=True,
             shown_every=every,
         )
-        for t in reversed(range(chain.num_steps)):
-            # Entered anew for each step: between them the model's mode is the caller's.
+        while True:
+            # Entered anew for each moment: between them the model's mode is the caller's.
             with chain.running():
-                moment = next(moments)
-            if t % every == 0 and moment.x_0 is not None:
-                yield Step(t, moment.x_t.clone(), moment.x_0.clone())
+                moment = next(moments, None)
+            if moment is None:
+                return
+            if moment.i % every == 0 and moment.x_0 is not None:
+                yield Step(moment.i, moment.x_t.clone(), moment.x_0.clone())
 
     def interpolate(
         self,
@@ -277,7 +292,9 @@ def _chosen(n: int | None, indices: Indices | None, noise: CallerNoise | None) -
     return arguments.sample_indices(n, indices)
 
 
-def _counted(progress: Progress | None, total: int) -> Callable[[], None]:
-    """A function that reports one step more at each call."""
+def _counted(progress: Progress | None, total: int) -> Callable[[], None] | None:
+    """A function that reports one step more at each call; None where nobody listens."""
+    if progress is None:
+        return None
     done = itertools.count(1)
-    return lambda: None if progress is None else progress(next(done), total)
+    return lambda: progress(next(done), total)

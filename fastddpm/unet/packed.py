@@ -91,9 +91,12 @@ class PackedUNet(UNet):
         """Channels that `denoise` reads: the samples' own, or more of which the rest is unused."""
         return self.conv_in.in_channels
 
-    def time_rows(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        rows: Tensor = self.row_proj(self._time_embedding(t.reshape(-1), labels))
+    def rows_of(self, embedding: Tensor) -> Tensor:
+        rows: Tensor = self.row_proj(self.activation(embedding))
         return rows.to(self.conv_in.weight.dtype)
+
+    def row_projection(self) -> tuple[Tensor, Tensor]:
+        return self.row_proj.weight, self.row_proj.bias
 
     def denoise(self, x: Tensor, rows: Tensor, t: Tensor) -> Tensor:
         """As `UNet.denoise`; x has the samples' channels, or `input_channels` of them."""
@@ -141,9 +144,7 @@ class PackedUNet(UNet):
                 for kind in ("weight", "bias"):
                     parts = [state[f"{name}.{part}.{kind}"] for part in ("to_q", "to_k", "to_v")]
                     state[f"{name}.to_qkv.{kind}"] = torch.cat(parts)
-        blocks = unet.residual_blocks()
-        state["row_proj.weight"] = torch.cat([block.time_emb_proj.weight for block in blocks])
-        state["row_proj.bias"] = torch.cat([block.row_bias() for block in blocks])
+        state["row_proj.weight"], state["row_proj.bias"] = unet.row_projection()
         conv_in = state["conv_in.weight"]
         unused = self.input_channels - self.config.in_channels
         state["conv_in.weight"] = F.pad(conv_in, (0, 0) * self.config.dims + (0, unused))

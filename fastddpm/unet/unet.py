@@ -84,8 +84,43 @@ class UNet(nn.Module):
         Raises:
             ValueError: for labels against the config.
         """
-        temb = self._time_embedding(t.reshape(-1), labels)
+        embedding = self.embedded_times(t.reshape(-1))
+        self._check_labels(labels, len(embedding))
+        if labels is not None:
+            embedding = embedding + self.embedded_labels(labels)
+        return self.rows_of(embedding)
+
+    def embedded_times(self, t: Tensor) -> Tensor:
+        """The time embedding, to which that of the labels is added: [B] -> [B, time_channels]."""
+        dtype = self.time_embedding.linear_1.weight.dtype
+        embedding: Tensor = self.time_embedding(self.time_proj(t).to(dtype))
+        return embedding
+
+    def embedded_labels(self, labels: Tensor) -> Tensor:
+        """Labels as in `forward` -> [B, time_channels]."""
+        self._check_labels(labels, len(labels))
+        assert self.class_embedding is not None
+        dtype = self.time_embedding.linear_1.weight.dtype
+        if self.config.class_embed_type == "timestep":
+            labels = self.time_proj(labels).to(dtype)
+        embedding: Tensor = self.class_embedding(labels).to(dtype)
+        return embedding
+
+    def rows_of(self, embedding: Tensor) -> Tensor:
+        """The time rows, [B, R], of embedded times and labels [B, time_channels]."""
+        temb = self.activation(embedding)
         return torch.cat([block.time_row(temb) for block in self.residual_blocks()], dim=1)
+
+    def row_projection(self) -> tuple[Tensor, Tensor]:
+        """Weight [R, time_channels] and bias [R] of all blocks' time rows; `rows_of` applies the
+        activation and these."""
+        blocks = self.residual_blocks()
+        weights = torch.cat([block.time_emb_proj.weight for block in blocks])
+        return weights, torch.cat([block.row_bias() for block in blocks])
+
+    def activation(self, x: Tensor) -> Tensor:
+        """That of the config."""
+        return ACTIVATIONS[self.config.act_fn](x)
 
     def denoise(self, x: Tensor, rows: Tensor, t: Tensor) -> Tensor:
         """The network's output where the time rows are known.
@@ -116,17 +151,6 @@ class UNet(nn.Module):
     def residual_blocks(self) -> list[ResnetBlock]:
         """All of them, in the order of their time rows, which is the order in which they run."""
         return [module for module in self.modules() if isinstance(module, ResnetBlock)]
-
-    def _time_embedding(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        """activation(time embedding + class embedding): [B, time_channels]."""
-        self._check_labels(labels, len(t))
-        dtype = self.time_embedding.linear_1.weight.dtype
-        emb = self.time_embedding(self.time_proj(t).to(dtype))
-        if self.class_embedding is not None and labels is not None:
-            if self.config.class_embed_type == "timestep":
-                labels = self.time_proj(labels).to(dtype)
-            emb = emb + self.class_embedding(labels).to(dtype)
-        return ACTIVATIONS[self.config.act_fn](emb)
 
     def _check_input(self, x: Tensor, rows: Tensor) -> None:
         dims, channels = self.config.dims, self.input_channels

@@ -1,0 +1,1 @@
+"""Parts of the CPU engine (engine/cpu_program.py): from a step to a native program."""
