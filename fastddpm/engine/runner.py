@@ -91,9 +91,7 @@ class ChainRunner(ABC):
         if self._begin is not None:
             self._begin(self._state)
 
-    def _follow(
-        self, indices: range, stops: Callable[[int], bool]
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _follow(self, indices: range, stops: Callable[[int], bool]) -> Iterator[tuple[int, Tensor]]:
         run, taken = self._runs, 0
         for count, i in enumerate(indices, 1):
             if not (count == len(indices) or stops(i)):

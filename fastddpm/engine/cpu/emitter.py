@@ -134,9 +134,7 @@ class Emitter:
 
         def make(y: Output) -> Arguments:
             x = self.input(read)
-            return Pointwise(
-                x=x, y=y, batch=batch, height=height, width=width, resample=resample
-            )
+            return Pointwise(x=x, y=y, batch=batch, height=height, width=width, resample=resample)
 
         return Feature((batch, channels, height, width), make)
 

@@ -53,9 +53,7 @@ def lower(recording: Recording, plan: Plan, state: Tensor, weights: PackedWeight
     lowering.finish()
     emit = lowering.emit
     emit.arena.place(emit.code)
-    return Lowered(
-        tuple(emit.code), emit.arena.memory, tuple(emit.packed), tuple(emit.constants)
-    )
+    return Lowered(tuple(emit.code), emit.arena.memory, tuple(emit.packed), tuple(emit.constants))
 
 
 class _Lowering:

@@ -208,9 +208,7 @@ def group_norm(
     groups: int,
     eps: float,
 ) -> list[Value | None]:
-    own, offset = (
-        None if v is None else emit.address(_constant(v)) for v in (weight, bias)
-    )
+    own, offset = (None if v is None else emit.address(_constant(v)) for v in (weight, bias))
     read = emit.read_plain(x)
     # The statistics, which it returns besides, are nobody's.
     return [replace(read, norm=Norm(groups, eps, own, offset)), None, None]
@@ -403,9 +401,7 @@ def parts_of_row(
     row = _only_row(emit, x)
     if dim != 1:
         raise CannotPrepare("rows are cut by channels")
-    return [
-        row.columns(begin, min(begin + size, row.count)) for begin in range(0, row.count, size)
-    ]
+    return [row.columns(begin, min(begin + size, row.count)) for begin in range(0, row.count, size)]
 
 
 def _only_row(emit: Emitter, x: Value) -> Row:

@@ -1,15 +1,15 @@
 """What the tensors of a recorded step are for the program: most are not there until they must be.
 
-    Map       a feature map in memory, channels last
-    Feature   what an instruction will write: until then rows, residual and divisor may be added
-    Read      a map, or two joined by channels, as an instruction reads it: normalised, activated,
-              doubled, padded
-    Row       numbers that all pixels of a sample share
-    InOrder   a tensor in torch's order, times a factor plus an offset
-    Divided   a feature that is divided by a number of each step
-    Constant  a tensor that the step holds: a weight, a table, a buffer
-    Index     the step's index
-    Missing   what the program has no instruction for; refused when something reads it
+Map       a feature map in memory, channels last
+Feature   what an instruction will write: until then rows, residual and divisor may be added
+Read      a map, or two joined by channels, as an instruction reads it: normalised, activated,
+          doubled, padded
+Row       numbers that all pixels of a sample share
+InOrder   a tensor in torch's order, times a factor plus an offset
+Divided   a feature that is divided by a number of each step
+Constant  a tensor that the step holds: a weight, a table, a buffer
+Index     the step's index
+Missing   what the program has no instruction for; refused when something reads it
 """
 
 from __future__ import annotations
