@@ -50,6 +50,22 @@ def test_is_the_formula_with_the_specified_noise(case: Case, backend: str) -> No
     assert x_t.is_contiguous() and z.is_contiguous()
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_instruction_set_and_team_gives_the_same_bits(case: Case, isa: str) -> None:
+    if case.name == "cifar":
+        case = case._replace(shape=(48, 3, 32, 32))  # work for two threads
+    call = arguments(case)
+    expected = ops.q_sample(**call, backend="reference")
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results = ops.q_sample(**call, backend="cpu")
+            assert all(same_bits(a, b) for a, b in zip(results, expected, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_memory_layout(backend: str) -> None:
     call = arguments(CASES[0]._replace(shape=(4, 3, 8, 8)))

@@ -110,13 +110,16 @@ def test_parameters_may_have_other_dtypes(name: str, change: torch.dtype | None)
     assert_at_most_twice("y", y, torchs, exact)
 
 
-def test_what_is_not_a_number_stays_in_its_groups() -> None:
-    case = BY_NAME["threes"]
+@pytest.mark.parametrize("name", ["threes", "cifar_16_joined", "split_dropped"])
+def test_what_is_not_a_number_stays_in_its_groups(name: str) -> None:
+    case = BY_NAME[name]
     tensors = case.tensors(torch.float32)
-    tensors["x"][1, 4, 2, 2] = float("nan")
+    tensors["x"][-1, 13, 2, 2] = float("nan")
     bad = run(case, tensors)[0].isnan()
-    # Channel 4 belongs to the group of channels 3, 4 and 5.
-    assert bad[1, 3:6].all() and bad.sum() == 3 * 16
+    size = case.channels // case.num_groups
+    first = 13 // size * size
+    assert bad[-1, first : first + size].all()
+    assert bad.sum() == size * torch.Size(case.shape[2:]).numel()
 
 
 @pytest.mark.parametrize("name", ["split_40", "split_tail", "split_dropped"])
@@ -224,11 +227,15 @@ class TestTiling:
             assert positions <= tile.positions <= 1024
         assert channels % tile.block == 0 and tile.block % size == 0
         assert tile.block == channels or tile.block * itemsize % 16 == 0
-        assert tile.block <= tile.channels < 2 * tile.block
+        held = tile.channels * tile.parts
+        assert tile.block <= held < 2 * tile.block
+        if tile.parts > 1:
+            assert live == 1 and held == tile.block and tile.channels * itemsize == 16
+            assert tile.positions >= tile.warps * 32
         assert tile.groups * size >= tile.block
         assert size % tile.fold == 0 and tile.fold * itemsize <= 16
         assert 1 <= tile.warps <= MOST_WARPS
-        assert tile.positions * tile.channels <= tile.warps * 32 * 64
+        assert tile.positions * held <= tile.warps * 32 * 64
 
     def test_the_tiles_of_the_cifar_network(self) -> None:
         """Those that GPU code was read for: 64 values a thread at most, no padding."""
@@ -246,3 +253,15 @@ class TestTiling:
             (8, 512): (64, 64, 2),
             (4, 512): (16, 64, 1),
         }
+
+    @pytest.mark.parametrize("channels", [96, 192, 384, 768])
+    @pytest.mark.parametrize("size", [8, 16, 32, 64])
+    def test_groups_of_three_times_a_power_of_two_need_no_padding(
+        self, size: int, channels: int
+    ) -> None:
+        """A thread holds two positions of 24 channels, in vectors."""
+        for itemsize, parts in ((2, 3), (4, 6)):
+            tile = one_pass_tile(size * size, channels, 32, itemsize)
+            tile = tile or split_tile(size * size, channels, 32, itemsize)[0]
+            assert (tile.block, tile.channels, tile.parts) == (24, 24 // parts, parts)
+            assert tile.positions == tile.warps * 32 * 2

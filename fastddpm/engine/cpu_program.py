@@ -21,8 +21,8 @@ from fastddpm.engine.cpu.native import NativeProgram
 from fastddpm.engine.cpu.options import CpuOptions
 from fastddpm.engine.cpu.packed import PackedWeights
 from fastddpm.engine.cpu.recording import record
-from fastddpm.engine.plan import CannotPrepare, Plan, Runner, Step
 from fastddpm.engine.eager import EagerRunner
+from fastddpm.engine.plan import CannotPrepare, Plan, Runner, Step
 from fastddpm.engine.runner import ChainRunner
 from fastddpm.ops.library import cpu_library
 from fastddpm.ops.program_abi import Arguments
@@ -94,7 +94,7 @@ class CpuRunner(ChainRunner):
         return self._program.lowered.code
 
     def profile(self, x: Tensor, steps: int) -> Tensor:
-        """Seconds of each instruction in the first ``steps`` steps, float64 [len(code)]."""
+        """Seconds of each instruction in all ``steps`` first steps, float64 [len(code)]."""
         self._start(x, None, steps)
         seconds = torch.zeros(len(self.code), dtype=torch.float64)
         for _ in range(steps):

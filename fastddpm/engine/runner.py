@@ -47,8 +47,8 @@ class ChainRunner(ABC):
     ) -> Iterator[tuple[int, Tensor]]:
         return self._follow(self._start(x, start, steps), stops)
 
-    def reread(self) -> None:
-        """Nothing to do: what it runs reads the weights where they lie."""
+    def reread(self) -> None:  # noqa: B027 (most have nothing to do)
+        """What it runs reads the weights where they lie."""
 
     @torch.no_grad()
     def warm_up(self, steps: int, last: AbstractContextManager[None] | None = None) -> None:

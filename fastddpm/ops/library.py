@@ -40,6 +40,10 @@ _SIGNATURES: dict[str, list[type]] = {
         *[_int64, _int64, _int32, _int32, ctypes.c_float],
         *[_uint64, _pointer, _pointer, _int32],
     ],
+    "fastddpm_q_sample": [
+        *[_pointer, _pointer, _pointer, _pointer, _pointer, _int64, _pointer],
+        *[_int64, _int64, _uint64, _pointer, _int64, _int32],
+    ],
 }
 
 

@@ -5,6 +5,8 @@ x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) noise
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,7 @@ from fastddpm import noise
 from fastddpm.kernels.q_sample import reference
 from fastddpm.noise import Purpose
 from fastddpm.ops.backends import choose_backend, triton_unsupported
-from fastddpm.ops.library import unsupported_tensors
-from fastddpm.ops.normal import normal
+from fastddpm.ops.library import cpu_library, unsupported_tensors
 from fastddpm.ops.registry import register
 
 
@@ -88,10 +89,13 @@ def _run(
         "triton": triton_unsupported(tensors) or _triton_unsupported(x_0),
     }
     chosen = choose_backend("q_sample", backend, x_0.device, reasons)
-    if chosen == "triton":
-        return _triton(x_0, t, table, seed, indices, step)
-    # The C++ library draws; one product and sum more are torch's own work.
-    z = normal(seed, indices, step, x_0.shape[1:], Purpose.FORWARD, backend=chosen)
+    if chosen != "reference":
+        run = _triton if chosen == "triton" else _cpu
+        inputs = [v.contiguous() for v in (x_0, t, table, seed, indices, step)]
+        x_t, z = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
+        run(x_t, z, *inputs)
+        return x_t, z
+    z = noise.normal(seed, indices, step, x_0.shape[1:], Purpose.FORWARD)
     return reference.q_sample(x_0, t, table, z).contiguous(), z
 
 
@@ -115,15 +119,30 @@ _q_sample = register(
 )
 
 
-def _triton(
-    x_0: Tensor, t: Tensor, table: Tensor, seed: Tensor, indices: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor]:
+def _cpu(
+    x_t: Tensor,
+    z: Tensor,
+    x_0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    seed: Tensor,
+    indices: Tensor,
+    step: Tensor,
+) -> None:
+    cpu_library().call(
+        "fastddpm_q_sample",
+        *(v.data_ptr() for v in (x_t, z, x_0, t, table)),
+        *(len(table), indices.data_ptr(), len(x_0), math.prod(x_0.shape[1:])),
+        # The C ABI takes the seed's 64 bits without a sign.
+        int(seed) & 0xFFFFFFFFFFFFFFFF,
+        *(step.data_ptr(), len(step), torch.get_num_threads()),
+    )
+
+
+def _triton(x_t: Tensor, z: Tensor, *inputs: Tensor) -> None:
     from fastddpm.kernels.q_sample import triton_kernel
 
-    inputs = [v.contiguous() for v in (x_0, t, table, seed, indices, step)]
-    x_t, z = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     triton_kernel.launch(x_t, z, *inputs).run()
-    return x_t, z
 
 
 def _triton_unsupported(x_0: Tensor) -> list[str]:

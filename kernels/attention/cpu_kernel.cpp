@@ -10,6 +10,7 @@
 // packed together, and their blocks of queries shared out.
 #include "../common/input.h"
 #include "../common/kernels.h"
+#include "../common/lanes.h"
 #include "../common/output.h"
 #include "../common/rows_times_panel.h"
 
@@ -67,113 +68,129 @@ struct Head {
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Columns of a panel are keys, 0 beyond the last.
-static void pack_keys(const fastddpm_attention& a, const Head& head, int64_t panel) {
-  const int64_t first = panel * PANEL, count = least(PANEL, a.tokens - first);
-  const float* from = a.k + (head.pixel + first) * a.k_stride + head.channel;
-  float* to = head.keys + first * a.head_dim;
-  for (int64_t c = 0; c < a.head_dim; ++c, to += PANEL) {
-    for (int64_t key = 0; key < PANEL; ++key) {
-      to[key] = key < count ? from[key * a.k_stride + c] : 0;
+// The keys and values of one panel of tokens. A panel's columns are keys, 0 beyond the last.
+static void pack(const fastddpm_attention& a, const Head& head, int64_t panel) {
+  float* const keys = head.keys + panel * a.head_dim * PANEL;
+  for (int64_t column = 0; column < PANEL; column += LANES) {
+    const int64_t first = panel * PANEL + column, count = least(LANES, a.tokens - first);
+    const float* from = a.k + (head.pixel + first) * a.k_stride + head.channel;
+    for (int64_t c = 0; c < a.head_dim; c += LANES) {
+      const int64_t channels = least(LANES, a.head_dim - c);
+      f32 block[LANES] = {};
+      for (int64_t i = 0; i < count; ++i) block[i] = load(from + i * a.k_stride + c, channels);
+      transpose(block);
+      for (int64_t i = 0; i < channels; ++i) store(keys + (c + i) * PANEL + column, block[i]);
     }
   }
-}
-
-static void pack_values(const fastddpm_attention& a, const Head& head, int64_t panel) {
-  const int64_t first = panel * PANEL;
-  const float* from = a.v + head.pixel * a.v_stride + head.channel + first;
-  float* to = head.values + first * a.tokens;
-  for (int64_t token = 0; token < a.tokens; ++token, from += a.v_stride, to += PANEL) {
-    for (int64_t c = 0; c < PANEL; c += LANES) {
-      const int64_t left = a.head_dim - first - c;
-      store(to + c, left > 0 ? load(from + c, left) : f32{});
+  const int64_t end = least((panel + 1) * PANEL, a.tokens);
+  for (int64_t token = panel * PANEL; token < end; ++token) {
+    const float* from = a.v + (head.pixel + token) * a.v_stride + head.channel;
+    for (int64_t c = 0; c < a.head_dim; c += LANES) {
+      float* to = head.values + (c / PANEL * a.tokens + token) * PANEL + c % PANEL;
+      store(to, load(from + c, a.head_dim - c));
     }
-  }
-}
-
-static void pack(const fastddpm_attention& a, const Plan& plan, const Head& head, int64_t panel) {
-  if (panel < plan.key_panels) {
-    pack_keys(a, head, panel);
-  } else {
-    pack_values(a, head, panel - plan.key_panels);
   }
 }
 
 // s -> p in place; returns 1 / sum p.
 static float soften(float* row, int64_t tokens) {
-  f32 most = broadcast(-__builtin_inff()), sum = {};
-  for (int64_t t = tokens; t % LANES != 0; ++t) row[t] = -__builtin_inff();
-  for (int64_t t = 0; t < tokens; t += LANES) {
-    const f32 s = load(row + t);
-    most = s > most ? s : most;
+  constexpr float NOTHING = -__builtin_inff();
+  const int64_t left = tokens % LANES;
+  if (left != 0) {
+    float* const last = row + tokens - left;
+    store(last, first_lanes(left) ? load(last) : broadcast(NOTHING));
   }
-  float greatest = most[0], total = 0;
-  for (int lane = 1; lane < LANES; ++lane) greatest = most[lane] > greatest ? most[lane] : greatest;
+  f32 most = broadcast(NOTHING), sum = {};
+  for (int64_t t = 0; t < tokens; t += LANES) most = greater(load(row + t), most);
+  const f32 greatest = broadcast(greatest_lane(most));
   for (int64_t t = 0; t < tokens; t += LANES) {
     const f32 p = bounded_exponential(load(row + t) - greatest);
     sum = sum + p;
     store(row + t, p);
   }
-  for (int lane = 0; lane < LANES; ++lane) total += sum[lane];
-  return 1.0f / total;
+  return 1.0f / sum_of_lanes(sum);
 }
 
-static void attend(const fastddpm_attention& a, const Plan& plan, const Head& head, int64_t step,
-                   int64_t first, int64_t end, float* room) {
-  const int64_t count = end - first;
-  float* const queries = room;
-  float* const scores = queries + plan.block_rows * plan.query_stride;
-  float* const sums = scores + plan.block_rows * plan.score_stride;
-  float* const inverse = sums + plan.block_rows * PANEL;
+// Queries [first, first + count) of a head, and what is made of them.
+struct Block {
+  Block(const Plan& plan, int64_t first, int64_t count, float* room)
+      : first(first),
+        count(count),
+        queries(room),
+        scores(queries + plan.block_rows * plan.query_stride),
+        sums(scores + plan.block_rows * plan.score_stride),
+        inverse(sums + plan.block_rows * PANEL) {}
+
+  int64_t first, count;
+  float *queries, *scores;  // rows plan.query_stride and plan.score_stride apart
+  float* sums;              // room for multiply_rows
+  float* inverse;           // 1 / sum p of each row
+};
+
+static void read_queries(const fastddpm_attention& a, const Plan& plan, const Head& head,
+                         const Block& block) {
   const float scale = static_cast<float>(a.scale);
-  for (int64_t row = 0; row < count; ++row) {
-    const float* q = a.q + (head.pixel + first + row) * a.q_stride + head.channel;
-    for (int64_t c = 0; c < a.head_dim; ++c) queries[row * plan.query_stride + c] = q[c] * scale;
+  for (int64_t row = 0; row < block.count; ++row) {
+    const float* q = a.q + (head.pixel + block.first + row) * a.q_stride + head.channel;
+    float* to = block.queries + row * plan.query_stride;
+    for (int64_t c = 0; c < a.head_dim; c += LANES) {
+      store(to + c, load(q + c, a.head_dim - c) * scale);
+    }
   }
+}
+
+// s = scale q k^T of one panel of keys.
+template <int WIDTH>
+static void score(const fastddpm_attention& a, const Plan& plan, const Head& head,
+                  const Block& block, int64_t panel) {
+  const float* keys = head.keys + panel * a.head_dim * PANEL;
+  multiply_rows<WIDTH>(
+      {block.queries, plan.query_stride, block.count, a.head_dim},
+      [&](int64_t k, int64_t) { return keys + k * PANEL; }, block.sums,
+      [&]<int ROWS>(int64_t row, const f32(&sum)[ROWS][WIDTH]) {
+        float* to = block.scores + row * plan.score_stride + panel * PANEL;
+        for (int r = 0; r < ROWS; ++r, to += plan.score_stride) {
+          for (int v = 0; v < WIDTH; ++v) store(to + v * LANES, sum[r][v]);
+        }
+      });
+}
+
+// y = p v / sum p of one panel of channels.
+template <int WIDTH>
+static void combine(const fastddpm_attention& a, const Plan& plan, const Head& head,
+                    const Block& block, int64_t panel, const float* y_row) {
+  const float* values = head.values + panel * a.tokens * PANEL;
+  const int64_t c = head.channel + panel * PANEL, left = a.head_dim - panel * PANEL;
+  f32 offset[WIDTH];
+  for (int v = 0; v < WIDTH; ++v) offset[v] = offset_of(a.y, y_row, c + v * LANES);
+  multiply_rows<WIDTH>(
+      {block.scores, plan.score_stride, block.count, a.tokens},
+      [&](int64_t k, int64_t) { return values + k * PANEL; }, block.sums,
+      [&]<int ROWS>(int64_t row, const f32(&sum)[ROWS][WIDTH]) {
+        for (int r = 0; r < ROWS; ++r) {
+          const int64_t pixel = head.pixel + block.first + row + r;
+          for (int v = 0; v < WIDTH; ++v) {
+            write_part(a.y, pixel, c + v * LANES, left - v * LANES,
+                       sum[r][v] * block.inverse[row + r], offset[v]);
+          }
+        }
+      });
+}
+
+static void attend(const fastddpm_attention& a, const Plan& plan, const Head& head,
+                   const Block& block, int64_t step) {
+  read_queries(a, plan, head, block);
   for (int64_t panel = 0; panel < plan.key_panels; ++panel) {
-    const float* keys = head.keys + panel * a.head_dim * PANEL;
-    const auto keep = [&](int64_t row, const auto& sum) {
-      float* to = scores + row * plan.score_stride + panel * PANEL;
-      for (const auto& vectors : sum) {
-        int64_t at = 0;
-        for (const f32& vector : vectors) store(to + LANES * at++, vector);
-        to += plan.score_stride;
-      }
-    };
-    with_width(a.tokens - panel * PANEL, [&](auto width) {
-      multiply_rows<decltype(width)::value>(
-          {queries, plan.query_stride, count, a.head_dim},
-          [&](int64_t k, int64_t) { return keys + k * PANEL; }, sums, keep);
-    });
+    with_width(a.tokens - panel * PANEL,
+               [&](auto width) { score<decltype(width)::value>(a, plan, head, block, panel); });
   }
-  for (int64_t row = 0; row < count; ++row) {
-    inverse[row] = soften(scores + row * plan.score_stride, a.tokens);
+  for (int64_t row = 0; row < block.count; ++row) {
+    block.inverse[row] = soften(block.scores + row * plan.score_stride, a.tokens);
   }
   const float* y_row = row_of(a.y.row, head.sample, step);
   for (int64_t panel = 0; panel < plan.value_panels; ++panel) {
-    const float* values = head.values + panel * a.tokens * PANEL;
-    const auto finish = [&](int64_t row, const auto& sum) {
-      int64_t pixel = head.pixel + first + row;
-      for (const auto& vectors : sum) {
-        const float factor = inverse[row++];
-        int64_t at = panel * PANEL;
-        for (const f32& vector : vectors) {
-          const int64_t c = head.channel + at, left = a.head_dim - at;
-          const f32 offset = offset_of(a.y, y_row, c);
-          if (left >= LANES) {
-            write(a.y, pixel, c, vector * factor, offset);
-          } else {
-            write_part(a.y, pixel, c, left, vector * factor, offset);
-          }
-          at += LANES;
-        }
-        ++pixel;
-      }
-    };
     with_width(a.head_dim - panel * PANEL, [&](auto width) {
-      multiply_rows<decltype(width)::value>(
-          {scores, plan.score_stride, count, a.tokens},
-          [&](int64_t k, int64_t) { return values + k * PANEL; }, sums, finish);
+      combine<decltype(width)::value>(a, plan, head, block, panel, y_row);
     });
   }
 }
@@ -183,13 +200,13 @@ void run_attention(const fastddpm_attention& a, const Team& team) {
   float* const packed = reinterpret_cast<float*>(team.scratch);
   float* const room = packed + team.size * plan.packed_floats + team.member * plan.own_floats;
   const auto attend_block = [&](const Head& head, int64_t block) {
-    attend(a, plan, head, team.step, a.tokens * block / plan.blocks,
-           a.tokens * (block + 1) / plan.blocks, room);
+    const int64_t first = a.tokens * block / plan.blocks;
+    const int64_t end = a.tokens * (block + 1) / plan.blocks;
+    attend(a, plan, head, Block(plan, first, end - first, room), team.step);
   };
-  const int64_t panels = plan.key_panels + plan.value_panels;
   for (int64_t index = team.claim(); index < plan.alone; index = team.claim()) {
     const Head head(a, plan, index, packed + team.member * plan.packed_floats);
-    for (int64_t panel = 0; panel < panels; ++panel) pack(a, plan, head, panel);
+    for (int64_t panel = 0; panel < plan.key_panels; ++panel) pack(a, head, panel);
     for (int64_t block = 0; block < plan.blocks; ++block) attend_block(head, block);
   }
   const int64_t rest = plan.heads - plan.alone;
@@ -198,8 +215,8 @@ void run_attention(const fastddpm_attention& a, const Team& team) {
     return Head(a, plan, plan.alone + index, packed + index * plan.packed_floats);
   };
   team.barrier();
-  for (int64_t piece = team.claim(); piece < rest * panels; piece = team.claim()) {
-    pack(a, plan, shared_head(piece / panels), piece % panels);
+  for (int64_t piece = team.claim(); piece < rest * plan.key_panels; piece = team.claim()) {
+    pack(a, shared_head(piece / plan.key_panels), piece % plan.key_panels);
   }
   team.barrier();
   for (int64_t piece = team.claim(); piece < rest * plan.blocks; piece = team.claim()) {

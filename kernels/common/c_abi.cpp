@@ -97,6 +97,36 @@ int32_t fastddpm_ancestral_step(float* x_prev, float* x_0, const float* x,
   return FASTDDPM_OK;
 }
 
+int32_t fastddpm_q_sample(float* x_t, float* noise, const float* x_0, const int64_t* t,
+                          const float* table, int64_t rows, const int64_t* indices, int64_t batch,
+                          int64_t elements, uint64_t seed, const int64_t* steps, int64_t step_count,
+                          int32_t threads) {
+  if (invalid_sizes(batch, elements)) return FASTDDPM_INVALID_ARGUMENT;
+  if (batch == 0 || elements == 0) return FASTDDPM_OK;
+  if (x_t == nullptr || noise == nullptr || x_0 == nullptr || t == nullptr || table == nullptr ||
+      indices == nullptr || steps == nullptr || (step_count != 1 && step_count != batch)) {
+    return FASTDDPM_INVALID_ARGUMENT;
+  }
+  for (int64_t b = 0; b < batch; ++b) {
+    if (t[b] < 0 || t[b] >= rows) return FASTDDPM_ROW_OUT_OF_RANGE;
+  }
+  fastddpm::QSampleArguments arguments = {};
+  arguments.x_t = x_t;
+  arguments.noise = noise;
+  arguments.x_0 = x_0;
+  arguments.t = t;
+  arguments.table = table;
+  arguments.indices = indices;
+  arguments.elements = elements;
+  arguments.seed = seed;
+  arguments.steps = steps;
+  arguments.step_stride = step_count == 1 ? 0 : 1;
+  const fastddpm::Kernels& kernels = fastddpm::kernels();
+  fastddpm::parallel(batch * fastddpm::blocks_per_sample(elements), GRAIN, threads,
+                     [&](int64_t begin, int64_t end) { kernels.q_sample(arguments, begin, end); });
+  return FASTDDPM_OK;
+}
+
 int64_t fastddpm_packed_conv3x3_bytes(int64_t out_channels, int64_t in_channels, int64_t packing) {
   if (out_channels < 1 || in_channels < 1 || packing < 0 ||
       packing > FASTDDPM_PACKING_TRANSFORMED) {

@@ -11,6 +11,7 @@
   namespace SET {                                                       \
   void normal(const NormalArguments&, int64_t, int64_t);                \
   void ancestral_step(const AncestralStepArguments&, int64_t, int64_t); \
+  void q_sample(const QSampleArguments&, int64_t, int64_t);             \
   extern const Operation conv3x3, convolution, attention, statistics;   \
   extern const Operation norm, pointwise, layout, step;                 \
   extern const Packing conv3x3_packing, convolution_packing;            \
@@ -21,6 +22,7 @@
    SUPPORTED,                                                                        \
    SET::normal,                                                                      \
    SET::ancestral_step,                                                              \
+   SET::q_sample,                                                                    \
    {&SET::conv3x3, &SET::convolution, &SET::attention, &SET::statistics, &SET::norm, \
     &SET::pointwise, &SET::layout, &SET::step},                                      \
    &SET::conv3x3_packing,                                                            \

@@ -22,8 +22,9 @@ static inline f32 bounded_exponential(f32 x) {
   r = multiply_add(n, broadcast(2.12194440e-4f), r);
   f32 value = broadcast(TAYLOR[0]);
   for (int power = 1; power < 8; ++power) value = multiply_add(value, r, broadcast(TAYLOR[power]));
-  const i32 exponent = as_i32(shifted) - 0x4B400000;
-  return as_f32(as_i32(value) + exponent * (1 << 23));
+  // In unsigned words: NaN, which any lane may hold, leads to exponents that overflow.
+  const u32 exponent = reinterpret_cast<u32>(shifted) - 0x4B400000u;
+  return reinterpret_cast<f32>(reinterpret_cast<u32>(value) + (exponent << 23));
 }
 
 // NaN stays NaN, and minus infinity becomes it, as in torch.

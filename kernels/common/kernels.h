@@ -44,6 +44,19 @@ struct AncestralStepArguments {
   int64_t timestep;
 };
 
+struct QSampleArguments {
+  float* x_t;              // [B, elements]
+  float* noise;            // [B, elements]
+  const float* x_0;        // [B, elements]
+  const int64_t* t;        // [B]
+  const float* table;      // [rows, FASTDDPM_FORWARD_COLUMNS]
+  const int64_t* indices;  // [B]
+  int64_t elements;
+  uint64_t seed;
+  const int64_t* steps;  // [1] or [B]
+  int64_t step_stride;   // 0 or 1
+};
+
 // One kind of instruction of a program. Every member of the team calls run; the program puts a
 // barrier after it. scratch: bytes that the whole team needs for it.
 struct Operation {
@@ -80,6 +93,7 @@ struct Kernels {
   bool (*supported)();
   void (*normal)(const NormalArguments&, int64_t begin, int64_t end);
   void (*ancestral_step)(const AncestralStepArguments&, int64_t begin, int64_t end);
+  void (*q_sample)(const QSampleArguments&, int64_t begin, int64_t end);
   const Operation* operations[FASTDDPM_OPS];
   const Packing *conv3x3_packing, *convolution_packing;
 };

@@ -30,9 +30,13 @@ static inline f32 write(const fastddpm_output& y, int64_t pixel, int64_t c, f32 
   return v;
 }
 
-// The same for `count` channels, fewer than a vector, whose neighbours belong to somebody else.
+// The same where only the first `count` channels are the caller's to write.
 static inline void write_part(const fastddpm_output& y, int64_t pixel, int64_t c, int64_t count,
                               f32 value, f32 offset) {
+  if (count >= LANES) {
+    write(y, pixel, c, value, offset);
+    return;
+  }
   f32 v = value + offset;
   if (y.residual != nullptr) v = v + load(y.residual + pixel * y.residual_stride + c, count);
   if (y.divisor != 1.0) v = v / static_cast<float>(y.divisor);

@@ -26,6 +26,24 @@ struct RowBlock {
   int64_t stride, count, depth;
 };
 
+// A function of its own: inlined beside other code its loop would run out of registers.
+template <int ROWS, int WIDTH>
+__attribute__((noinline)) static void product(const float* a, int64_t a_stride, const float* b,
+                                              int64_t depth, f32 (&sum)[ROWS][WIDTH]) {
+  f32 own[ROWS][WIDTH];
+#pragma GCC unroll 14
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v) own[r][v] = f32{};
+  }
+  multiply_panel(a, a_stride, b, depth, own);
+#pragma GCC unroll 14
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v) sum[r][v] = own[r][v];
+  }
+}
+
 // panel(k, chunk): rows [k, k + chunk) of the panel, [chunk][PANEL]. finish(row, sum): called once
 // for every ROWS of the rows with their f32 sum[ROWS][WIDTH]. sums: [count][PANEL] of scratch.
 template <int WIDTH, typename Panel, typename Finish>
@@ -36,8 +54,8 @@ static inline void multiply_rows(const RowBlock& rows, const Panel& panel, float
     const float* b = panel(k, chunk);
     for_row_blocks(rows.count, [&](auto block, int64_t row) {
       constexpr int ROWS = decltype(block)::value;
-      f32 sum[ROWS][WIDTH] = {};
-      multiply_panel(rows.data + row * rows.stride + k, rows.stride, b, chunk, sum);
+      f32 sum[ROWS][WIDTH];
+      product(rows.data + row * rows.stride + k, rows.stride, b, chunk, sum);
       float* const kept = sums + row * PANEL;
       for (int r = 0; k > 0 && r < ROWS; ++r) {
         for (int v = 0; v < WIDTH; ++v) {

@@ -9,6 +9,7 @@
 
 #include "../include/fastddpm.h"
 #include "simd.h"
+#include "team.h"
 
 namespace {
 
@@ -67,6 +68,22 @@ static inline void strip_statistics(const float* from, int64_t stride, int64_t r
   }
   for (; c < end; c += LANES) {
     vectors_statistics<1>(from + c, stride, rows, width, to + c, to + stride + c);
+  }
+}
+
+// The statistics of a whole map, which lies finished before the team.
+static void write_statistics(const fastddpm_statistics& a, const fastddpm::Team& team) {
+  // Channels that one piece takes: few enough that a small map has a piece for everybody.
+  constexpr int64_t GROUP = 64;
+  const int64_t strips = strips_of(a.height), groups = (a.channels + GROUP - 1) / GROUP;
+  const int64_t pieces = a.batch * strips * groups;
+  for (int64_t piece = team.begin(pieces); piece < team.end(pieces); ++piece) {
+    const int64_t first = piece % groups * GROUP, strip = piece / groups % strips;
+    const int64_t sample = piece / groups / strips;
+    const int64_t end = first + GROUP < a.channels ? first + GROUP : a.channels;
+    const int64_t pixel = (sample * a.height + strip * STRIP) * a.width;
+    strip_statistics(a.data + pixel * a.stride, a.stride, rows_of(strip, a.height), a.width, first,
+                     end, a.statistics + piece / groups * 2 * a.stride);
   }
 }
 

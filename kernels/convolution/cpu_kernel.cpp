@@ -12,7 +12,7 @@
 #include "../common/kernels.h"
 #include "../common/output.h"
 #include "../common/rows_times_panel.h"
-#include "../common/strips.h"
+#include "../common/statistics.h"
 #include "packing.h"
 
 namespace {
@@ -64,18 +64,52 @@ struct Plan {
   int64_t own_floats;          // of one thread: a chunk of a panel, sums, gathered rows
 };
 
-// Row p of a: what output pixel p sees.
-static void gather(const fastddpm_convolution& a, int64_t p, float* to) {
-  const int64_t channels = all_channels(a.x), sample = p / (a.height * a.width);
-  const int64_t top = p / a.width % a.height * a.stride - a.padding;
-  const int64_t left = p % a.width * a.stride - a.padding;
-  for (int64_t tap = 0; tap < a.kernel * a.kernel; ++tap, to += channels) {
-    const int64_t y = top + tap / a.kernel, x = left + tap % a.kernel;
-    if (y >= 0 && y < a.input_height && x >= 0 && x < a.input_width) {
-      read_pixel(a.x, sample, (sample * a.input_height + y) * a.input_width + x, to);
+// What one tap sees for `count` output pixels of a row; `pixel` and `column`: of the first, in the
+// input. width: of the input, 0 if the tap's row lies beyond the border. PLAIN: one map as it is.
+template <bool PLAIN>
+static void gather_tap(const fastddpm_convolution& a, int64_t sample, int64_t pixel, int64_t column,
+                       int64_t width, int64_t count, float* to, int64_t stride) {
+  const int64_t step = a.stride, channels = all_channels(a.x), map_stride = a.x.stride[0];
+  const float* map = a.x.data[0];
+  for (int64_t i = 0; i < count; ++i, pixel += step, column += step, to += stride) {
+    if (column < 0 || column >= width) {
+      for (int64_t c = 0; c < channels; c += LANES) store(to + c, f32{});
+    } else if (PLAIN) {
+      const float* from = map + pixel * map_stride;
+      for (int64_t c = 0; c < channels; c += LANES) store(to + c, load(from + c));
     } else {
-      for (int64_t c = 0; c < channels; ++c) to[c] = 0;
+      read_pixel(a.x, sample, pixel, to);
     }
+  }
+}
+
+// Output pixels (y, x), (y, x + 1), ... of a sample. Taps in their order: a last vector reaches
+// into the next tap's place.
+static void gather_run(const fastddpm_convolution& a, int64_t sample, int64_t y, int64_t x,
+                       int64_t count, float* to, int64_t stride) {
+  const bool plain =
+      a.x.norm == nullptr && a.x.activation == FASTDDPM_ACTIVATION_NONE && a.x.channels[1] == 0;
+  const int64_t channels = all_channels(a.x), top = y * a.stride - a.padding;
+  for (int64_t row = top; row < top + a.kernel; ++row) {
+    const int64_t width = row >= 0 && row < a.input_height ? a.input_width : 0;
+    const int64_t left = x * a.stride - a.padding;
+    for (int64_t column = left; column < left + a.kernel; ++column, to += channels) {
+      const int64_t pixel = (sample * a.input_height + row) * a.input_width + column;
+      const auto gather = plain ? gather_tap<true> : gather_tap<false>;
+      gather(a, sample, pixel, column, width, count, to, stride);
+    }
+  }
+}
+
+// Rows [first, end) of a, `stride` apart.
+static void gather(const fastddpm_convolution& a, int64_t first, int64_t end, float* to,
+                   int64_t stride) {
+  while (first < end) {
+    const int64_t x = first % a.width, line = first / a.width;
+    const int64_t count = end - first < a.width - x ? end - first : a.width - x;
+    gather_run(a, line / a.height, line % a.height, x, count, to, stride);
+    first += count;
+    to += count * stride;
   }
 }
 
@@ -118,9 +152,8 @@ void run_convolution(const fastddpm_convolution& a, const Team& team) {
   float* const shared = reinterpret_cast<float*>(team.scratch) + team.size * plan.own_floats;
   float* const own = room + CHUNK * PANEL + plan.block_rows * PANEL;
   if (plan.by_panels && !plan.in_place) {
-    for (int64_t p = team.begin(plan.pixels); p < team.end(plan.pixels); ++p) {
-      gather(a, p, shared + p * plan.stride);
-    }
+    const int64_t first = team.begin(plan.pixels), end = team.end(plan.pixels);
+    gather(a, first, end, shared + first * plan.stride, plan.stride);
     team.barrier();
   }
   const int64_t groups = plan.by_panels ? plan.panels : 1, width = plan.panels / groups;
@@ -130,9 +163,7 @@ void run_convolution(const fastddpm_convolution& a, const Team& team) {
     const int64_t end = plan.pixels * (block + 1) / plan.blocks;
     const float* rows = plan.by_panels ? shared + first * plan.stride : own;
     if (plan.in_place) rows = a.x.data[0] + first * a.x.stride[0];
-    if (!plan.by_panels && !plan.in_place) {
-      for (int64_t p = first; p < end; ++p) gather(a, p, own + (p - first) * plan.stride);
-    }
+    if (!plan.by_panels && !plan.in_place) gather(a, first, end, own, plan.stride);
     const RowBlock block_of_rows = {rows, plan.in_place ? a.x.stride[0] : plan.stride, end - first,
                                     plan.depth};
     for (int64_t n = panel; n < panel + width; ++n) {

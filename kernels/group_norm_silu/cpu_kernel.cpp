@@ -18,19 +18,6 @@ using fastddpm::Team;
 // Channels that one piece of work takes: few enough that a small map has a piece for everybody.
 constexpr int64_t CHUNK = 64;
 
-void run_statistics(const fastddpm_statistics& a, const Team& team) {
-  const int64_t strips = strips_of(a.height), chunks = (a.channels + CHUNK - 1) / CHUNK;
-  const int64_t pieces = a.batch * strips * chunks;
-  for (int64_t piece = team.begin(pieces); piece < team.end(pieces); ++piece) {
-    const int64_t first = piece % chunks * CHUNK, strip = piece / chunks % strips;
-    const int64_t sample = piece / chunks / strips;
-    const int64_t end = first + CHUNK < a.channels ? first + CHUNK : a.channels;
-    const int64_t pixel = (sample * a.height + strip * STRIP) * a.width;
-    strip_statistics(a.data + pixel * a.stride, a.stride, rows_of(strip, a.height), a.width, first,
-                     end, a.statistics + piece / chunks * 2 * a.stride);
-  }
-}
-
 // Mean and M2 of channels [c, c + LANES) of one map over all strips; `from` is the sample's
 // [strips, 2, stride] at c, `count` of its lanes are wanted.
 static inline void channel_statistics(const fastddpm_norm& a, const float* from, int64_t stride,
@@ -121,7 +108,7 @@ namespace fastddpm::FASTDDPM_ISA {
 
 extern const Operation statistics;
 const Operation statistics =
-    operation<fastddpm_statistics, run_statistics, no_scratch<fastddpm_statistics>>();
+    operation<fastddpm_statistics, write_statistics, no_scratch<fastddpm_statistics>>();
 extern const Operation norm;
 const Operation norm = operation<fastddpm_norm, run_norm, no_scratch<fastddpm_norm>>();
 

@@ -1,8 +1,9 @@
 """Which tile a program of the GroupNorm kernels holds in its registers, and launches over it.
 
-A tile is [positions, channels] of one sample, both powers of two, its channels a block of whole
-groups. It depends on the shape of one sample alone, never on the batch: so does the order of the
-sums, and a sample's result is the same bits in every batch.
+A tile is [positions, channels] of one sample, both powers of two. Its channels are a block of whole
+groups, or one of the equal parts of such a block. All this depends on the shape of one sample
+alone, never on the batch: so does the order of the sums, and a sample's result is the same bits in
+every batch.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from fastddpm.kernels.common.launch import Launch
 ELEMENTS_A_THREAD = {2: 64, 4: 32}
 MOST_ELEMENTS_A_THREAD = 64
 MOST_WARPS = 16
+THREADS_A_WARP = 32
 # A sector of memory is 32 bytes, 16 half-precision channels: narrower blocks waste bandwidth.
 LEAST_CHANNELS = 16
 MOST_CHANNELS = 64
+# A thread holds all channels of a block in parts, and their weights: for two positions each.
+MOST_CHANNELS_APART = 32
 # Up to here all positions of a block fit one program: 1024 positions × 16 channels are 8 warps.
 ONE_PASS_POSITIONS = 1024
 SPLIT_ELEMENTS = 16384
@@ -32,12 +36,14 @@ MOST_CHUNKS = {1: 64, 2: 8}
 
 @dataclass(frozen=True)
 class Tile:
-    """block: channels of a program, in whole groups. positions, channels, groups: powers of two
-    that hold them. fold: neighbouring channels of one group in one thread."""
+    """block: channels of a program, in whole groups. parts: the tiles side by side that hold them.
+    positions, channels (of a part), groups: powers of two. fold: neighbouring channels of one group
+    in one thread."""
 
     block: int
     positions: int
     channels: int
+    parts: int
     groups: int
     fold: int
     warps: int
@@ -52,9 +58,10 @@ class Tile:
             "BLOCK": self.block,
             "TILE_P": self.positions,
             "TILE_C": self.channels,
+            "PARTS": self.parts,
             "TILE_G": self.groups,
             "FOLD": self.fold,
-            "EXACT": covered and self.block == self.channels,
+            "EXACT": covered and self.block == self.channels * self.parts,
         }
 
 
@@ -73,21 +80,20 @@ def one_pass_tile(
     if positions > ONE_PASS_POSITIONS:
         return None
     rows = power_of_two(positions)
-    elements = ELEMENTS_A_THREAD[itemsize] // live * 32
-    at_four_warps = 4 * elements // rows
-    tile = _tile(rows, at_four_warps, channels, num_groups, itemsize, elements)
-    most = MOST_WARPS * 32 * MOST_ELEMENTS_A_THREAD // live
-    return None if tile.positions * tile.channels > most else tile
+    at_four_warps = 4 * THREADS_A_WARP * ELEMENTS_A_THREAD[itemsize] // live // rows
+    tile = _tile(rows, at_four_warps, channels, num_groups, itemsize, live)
+    most = MOST_WARPS * THREADS_A_WARP * MOST_ELEMENTS_A_THREAD // live
+    return None if tile.positions * tile.channels * tile.parts > most else tile
 
 
 def split_tile(
     positions: int, channels: int, num_groups: int, itemsize: int, live: int = 1
 ) -> tuple[Tile, int, int]:
     """The tile, how many of them a chunk has, and how many chunks a sample has."""
-    elements = ELEMENTS_A_THREAD[itemsize] // live * 32
-    wide = _tile(1, MOST_CHANNELS, channels, num_groups, itemsize, elements)
-    rows = max(1, min(SPLIT_ELEMENTS // live // wide.channels, power_of_two(positions)))
-    tile = _tile(rows, MOST_CHANNELS, channels, num_groups, itemsize, elements)
+    rows = power_of_two(positions)
+    whole = _tile(rows, MOST_CHANNELS, channels, num_groups, itemsize, live)
+    rows = max(1, min(SPLIT_ELEMENTS // live // power_of_two(whole.block), rows))
+    tile = _tile(rows, MOST_CHANNELS, channels, num_groups, itemsize, live)
     tiles = -(-positions // rows)
     per_chunk = -(-tiles // MOST_CHUNKS[live])
     return tile, per_chunk, -(-tiles // per_chunk)
@@ -117,20 +123,28 @@ def launch_over(
     )
 
 
-def _tile(
-    rows: int, wanted: int, channels: int, num_groups: int, itemsize: int, elements: int
-) -> Tile:
+def _tile(rows: int, wanted: int, channels: int, num_groups: int, itemsize: int, live: int) -> Tile:
     group = channels // num_groups
-    block = group * _groups_of_block(group, num_groups, itemsize, min(wanted, MOST_CHANNELS))
-    padded = power_of_two(block)
     even = group & (group - 1) == 0
+    # Groups of 3, 12 or 20 fill no power of two. A thread with positions to itself needs no
+    # padding: it holds their channels in parts of a vector each, and which group a register belongs
+    # to is known at compile time. Not so backward, which sums by channels: parts would shuffle them
+    # all between all threads.
+    apart = not even and rows >= THREADS_A_WARP and live == 1
+    wanted = min(wanted, MOST_CHANNELS_APART if apart else MOST_CHANNELS)
+    block = group * _groups_of_block(group, num_groups, itemsize, wanted)
+    padded = power_of_two(block)
+    apart &= padded <= MOST_CHANNELS and block * itemsize % VECTOR_BYTES == 0
+    width = VECTOR_BYTES // itemsize if apart else padded
+    a_thread = MOST_ELEMENTS_A_THREAD if apart else ELEMENTS_A_THREAD[itemsize] // live
     return Tile(
         block=block,
         positions=rows,
-        channels=padded,
+        channels=width,
+        parts=-(-block // width),
         groups=padded // group if even else power_of_two(block // group),
         fold=min(group & -group, VECTOR_BYTES // itemsize),
-        warps=min(max(power_of_two(rows * padded // elements), 1), MOST_WARPS),
+        warps=min(max(rows * padded // (a_thread * THREADS_A_WARP), 1), MOST_WARPS),
     )
 
 

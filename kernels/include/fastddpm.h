@@ -50,6 +50,10 @@ enum {
   FASTDDPM_STEP_COLUMNS
 };
 
+/* Columns of the forward process's table, float32 [T, 2]; FORWARD_COLUMNS in
+ * q_sample/reference.py. */
+enum { FASTDDPM_SIGNAL = 0, FASTDDPM_SPREAD, FASTDDPM_FORWARD_COLUMNS };
+
 FASTDDPM_API int32_t fastddpm_abi_version(void);
 FASTDDPM_API const char* fastddpm_error_message(int32_t status);
 
@@ -80,6 +84,14 @@ FASTDDPM_API int32_t fastddpm_ancestral_step(float* x_prev, float* x_0, const fl
                                              int32_t variance, float clip, uint64_t seed,
                                              const int64_t* indices, const int64_t* timesteps,
                                              int32_t threads);
+
+/* The forward process: x_t [B, N] = table[t, 0] x_0 [B, N] + table[t, 1] noise, and that noise
+ * [B, N], drawn as fastddpm_normal draws it for purpose 2. table [rows, FASTDDPM_FORWARD_COLUMNS];
+ * t [B]: each sample's row; steps: [1] or [B]. */
+FASTDDPM_API int32_t fastddpm_q_sample(float* x_t, float* noise, const float* x_0, const int64_t* t,
+                                       const float* table, int64_t rows, const int64_t* indices,
+                                       int64_t batch, int64_t elements, uint64_t seed,
+                                       const int64_t* steps, int64_t step_count, int32_t threads);
 
 /* ---- The captured program: a list of instructions, replayed for every step of a chain ----
  *
@@ -152,7 +164,7 @@ typedef struct {
 typedef struct {
   const float *q, *k, *v;
   int64_t q_stride, k_stride, v_stride;
-  fastddpm_output y; /* heads * head_dim channels */
+  fastddpm_output y; /* heads * head_dim channels; no statistics: tokens lie in no rows */
   int64_t batch, tokens, heads, head_dim;
   double scale;
 } fastddpm_attention;

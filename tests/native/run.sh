@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Builds the CPU library with its native tests and runs them: as they are, under sanitizers, and for
+# aarch64 in an emulator.
+# Usage: tests/native/run.sh [plain | address | thread | aarch64]...   (default: all of them)
+# CXX chooses the compiler, BUILD the folder for the builds (default build/native).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+build=${BUILD:-build/native}
+
+# One build and its run: a name, what runs the driver (nothing for itself), CMake's arguments.
+try() {
+  local folder="$build/$1" emulator=$2
+  printf '== native tests: %s\n' "$1"
+  cmake -S . -B "$folder" -DFASTDDPM_TESTS=ON "${@:3}" > "$folder.log" 2>&1 &&
+    cmake --build "$folder" -j "$(nproc)" >> "$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
+  # The compilers' warnings.
+  ! grep -A 3 'warning:' "$folder.log"
+  $emulator "$folder/tests/native/fastddpm_native_tests"
+}
+
+sanitized=(-DCMAKE_BUILD_TYPE=None "-DCMAKE_CXX_FLAGS=-O1 -g")
+
+mkdir -p "$build"
+for kind in ${*:-plain address thread aarch64}; do
+  case $kind in
+    plain) try plain "" ;;
+    address) try address "" "${sanitized[@]}" -DFASTDDPM_SANITIZE=address,undefined ;;
+    thread) try thread "" "${sanitized[@]}" -DFASTDDPM_SANITIZE=thread ;;
+    aarch64)
+      if ! command -v aarch64-linux-gnu-g++ > /dev/null || ! command -v qemu-aarch64 > /dev/null; then
+        echo "== native tests: no aarch64: aarch64-linux-gnu-g++ and qemu-aarch64 are not both here"
+        continue
+      fi
+      try aarch64 "qemu-aarch64 -L /usr/aarch64-linux-gnu" -DCMAKE_SYSTEM_NAME=Linux \
+        -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+      ;;
+    *) echo "unknown: $kind (plain, address, thread or aarch64)" >&2; exit 2 ;;
+  esac
+done
