@@ -10,9 +10,9 @@ For each network and batch, in a process of its own:
 
 Run: python -m benchmarks.compare_cpu [--networks cifar10,mnist] [--batch 1,4,16] [--threads N]
 Writes benchmarks/results/cpu_<instruction set>.json. Rivals come with `pip install -e '.[bench]'`;
-those that are not installed are left out by name. MNN's wheel has no AVX-512 instructions; where the
-machine has them, one built with -DMNN_AVX512=ON is the stronger rival, if it is installed instead.
-A wrong output ends its part without figures.
+those that are not installed are left out by name. MNN's wheel has no AVX-512 instructions: where
+the machine has them, one built with -DMNN_AVX512=ON is the stronger rival, if it is installed
+instead. A wrong output ends its part without figures.
 """
 
 from __future__ import annotations

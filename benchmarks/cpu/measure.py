@@ -112,7 +112,8 @@ def prepared(
 
 def agreement(output: Any, expected: Tensor) -> float:
     """|output − expected| / |expected| in the Euclidean norm; infinite for another shape."""
-    given = torch.from_numpy(np.array(output, dtype=np.float64))
+    numbers = output.numpy() if isinstance(output, Tensor) else output
+    given = torch.from_numpy(np.array(numbers, dtype=np.float64))
     if given.shape != expected.shape:
         return float("inf")
     return float((given - expected).norm() / expected.norm())
