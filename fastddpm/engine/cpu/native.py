@@ -43,6 +43,4 @@ class NativeProgram:
 
     def profile(self, index: Tensor, seconds: Tensor) -> None:
         """Take one step, and add the time of each instruction to seconds, float64 [count]."""
-        self._library.fastddpm_program_profile(
-            self._program, index.data_ptr(), seconds.data_ptr()
-        )
+        self._library.fastddpm_program_profile(self._program, index.data_ptr(), seconds.data_ptr())
