@@ -25,6 +25,7 @@ from fastddpm.engine.eager import EagerRunner
 from fastddpm.engine.plan import CannotPrepare, Plan, Runner, Step
 from fastddpm.engine.runner import ChainRunner
 from fastddpm.ops.library import cpu_library
+from fastddpm.ops.program_abi import Arguments
 
 # How long the library runs before Python may look for an interrupt.
 _SECONDS = 0.1
@@ -87,14 +88,18 @@ class CpuRunner(ChainRunner):
         """What the program takes, in words."""
         return self._program.describe()
 
-    def profile(self, x: Tensor, steps: int) -> list[tuple[str, float]]:
-        """(instruction, seconds of all ``steps`` first steps) in the order in which they run."""
+    @property
+    def code(self) -> tuple[Arguments, ...]:
+        """The program's instructions in the order in which they run."""
+        return self._program.lowered.code
+
+    def profile(self, x: Tensor, steps: int) -> Tensor:
+        """Seconds of each instruction in all ``steps`` first steps, float64 [len(code)]."""
         self._start(x, None, steps)
-        seconds = torch.zeros(len(self._program.lowered.code), dtype=torch.float64)
+        seconds = torch.zeros(len(self.code), dtype=torch.float64)
         for _ in range(steps):
             self._program.native.profile(self._index, seconds)
-        names = [type(arguments).__name__ for arguments in self._program.lowered.code]
-        return list(zip(names, seconds.tolist(), strict=True))
+        return seconds
 
     def _start(self, x: Tensor, start: int | None, steps: int | None) -> range:
         indices = super()._start(x, start, steps)
