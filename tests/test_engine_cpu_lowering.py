@@ -237,7 +237,7 @@ class TestOrders:
 
     def test_what_is_read_twice_is_computed_once(self) -> None:
         program = lowered(Layer(read_twice), torch.randn(2, 16, 4, 4))
-        assert kinds(program) == Counter(Layout=2, Conv3x3=1, Pointwise=2)
+        assert kinds(program) == Counter(Layout=2, Conv3x3=1, Pointwise=3)
 
     def test_what_nobody_reads_is_not_refused(self) -> None:
         def function(m: Layer, x: Tensor) -> Tensor:
