@@ -19,7 +19,7 @@ from unet_networks import VARIANTS, conditions, images, network
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, ops
 from fastddpm.engine import CannotPrepare
-from fastddpm.engine.cpu.arena import Arena, pointers
+from fastddpm.engine.cpu.arena import Arena, _Piece, pointers
 from fastddpm.engine.cpu.lowering import Lowered
 from fastddpm.ops.program_abi import ALIGN_BYTES, Conv3x3, Convolution, Output, Pointwise, Resample
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
@@ -322,6 +322,8 @@ class TestArena:
     ) -> None:
         arenas: list[Arena] = []
         place = Arena.place
+        # So that all pieces lie apart.
+        monkeypatch.setattr(_Piece, "meets", lambda self, other: True)
         monkeypatch.setattr(Arena, "place", lambda self, c: (arenas.append(self), place(self, c)))
         unet = network(**NETWORKS[name])
         step = call_step(unet, images(unet), *conditions(unet))
