@@ -35,7 +35,7 @@ constexpr int64_t ARGUMENT_BYTES[FASTDDPM_OPS] = {
     sizeof(fastddpm_layout),     sizeof(fastddpm_step)};
 
 // Scratch comes in huge pages, or exactly where a sanitizer is to see what lies beyond it.
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(FASTDDPM_SANITIZED)
 constexpr int64_t PAGE = 64;
 #else
 constexpr int64_t PAGE = 2 << 20;
@@ -58,7 +58,8 @@ Scratch allocate_scratch(int64_t bytes) {
 #if defined(__linux__)
   madvise(scratch.get(), pages * PAGE, MADV_HUGEPAGE);
 #endif
-  std::memset(scratch.get(), 0, pages * PAGE);
+  // Touches every page, and a kernel that reads what it has not written gets NaN.
+  std::memset(scratch.get(), 0xFF, pages * PAGE);
   return scratch;
 }
 

@@ -1,4 +1,4 @@
-// The reverse step, as an instruction and as a function, and the noise, against their formulas.
+// The reverse step, as an instruction and as a function, against its formula.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -168,34 +168,6 @@ void add_first_nonfinite(Cases& cases, double output, int64_t before, int64_t af
        [=](Samples, int32_t threads) { return first_nonfinite(output, before, threads); }});
 }
 
-void add_normal(Cases& cases, int64_t elements, bool own_steps) {
-  const uint32_t purpose = own_steps ? 2 : 0;
-  const int64_t batch = INDICES.size();
-  const auto step_of = [=](int64_t b) { return TIMESTEPS[own_steps ? b : 1]; };
-  const auto reference = [=] {
-    std::vector<double> values;
-    for (int64_t b = 0; b < batch; ++b) {
-      for (int64_t n = 0; n < elements; ++n) {
-        values.push_back(normal_of(SEED, INDICES[b], step_of(b), purpose, n));
-      }
-    }
-    return Results{{"out", values}};
-  };
-  const auto run = [=](Samples samples, int32_t threads) {
-    std::vector<int64_t> indices, steps;
-    for (int64_t b = samples.first; b < samples.last; ++b) {
-      indices.push_back(INDICES[b]);
-      if (own_steps || steps.empty()) steps.push_back(step_of(b));
-    }
-    const Memory<int64_t> samples_of(indices), steps_of(steps);
-    const Memory<float> out(samples.count() * elements, Alignment::ELEMENTS);
-    fastddpm_normal(out.data(), samples_of.data(), samples.count(), elements, SEED, steps_of.data(),
-                    steps_of.count(), static_cast<int32_t>(purpose), threads);
-    return Results{{"out", taken(out, 1, 1)}};
-  };
-  cases.push_back({"normal of " + std::to_string(elements), batch, FLOAT32, reference, run});
-}
-
 }  // namespace
 
 void add_step(Cases& cases) {
@@ -213,7 +185,4 @@ void add_step(Cases& cases) {
   add_first_nonfinite(cases, nan, -1, STEP);
   add_first_nonfinite(cases, NO_CLIP, STEP - 1, STEP);
   add_first_nonfinite(cases, nan, STEP + 1, STEP + 1);
-  add_normal(cases, 1, true);
-  add_normal(cases, 3 * 7 * 7, true);
-  add_normal(cases, 50001, false);
 }

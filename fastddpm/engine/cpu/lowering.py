@@ -20,7 +20,7 @@ from fastddpm.engine.cpu.emitter import Emitter
 from fastddpm.engine.cpu.packed import Packed, PackedWeights
 from fastddpm.engine.cpu.recording import Operation, Recording
 from fastddpm.engine.cpu.rules import RULES
-from fastddpm.engine.cpu.values import Constant, Feature, Index, InOrder, Missing, Value
+from fastddpm.engine.cpu.values import Constant, Feature, Index, InOrder, Missing, Read, Value
 from fastddpm.engine.plan import CannotPrepare, Plan
 from fastddpm.ops.program_abi import Arguments
 
@@ -81,6 +81,8 @@ class _Lowering:
         for tensor, value in zip(operation.results, found, strict=operation.results != ()):
             if isinstance(value, Feature):
                 value.readers = self._uses[id(tensor)]
+            if isinstance(value, (Feature, Read)) and not _has_shape(value, tensor):
+                raise CannotPrepare(f"{operation}: the program does not broadcast")
             self._values[id(tensor)] = value
 
     def finish(self) -> None:
@@ -118,6 +120,14 @@ def _written(operation: Operation) -> Iterator[Tensor]:
     for parameter, argument in parameters:
         if parameter.alias_info is not None and parameter.alias_info.is_write:
             yield from (leaf for leaf in [argument] if isinstance(leaf, FakeTensor))
+
+
+def _has_shape(value: Feature | Read, tensor: Tensor) -> bool:
+    """Whether the value is what torch got; a matrix is a map of one pixel a sample."""
+    batch, channels, height, width = value.shape
+    below, right = value.padded if isinstance(value, Read) else (0, 0)
+    sizes = (height + below, width + right)
+    return (batch, channels, *(sizes if tensor.dim() != 2 else ())) == tuple(tensor.shape)
 
 
 def _view(operation: Operation, arguments: Any, keywords: Any) -> Any:

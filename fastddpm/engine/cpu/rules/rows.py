@@ -69,7 +69,7 @@ def _row_of(emit: Emitter, tensor: Tensor) -> Row:
     """A tensor [B, C] of the step's own, whose samples may lie apart."""
     for sample in tensor:
         emit.address(sample)
-    return Row(tensor.data_ptr(), tensor.shape[1], tensor.stride(0), 0)
+    return Row(tensor.data_ptr(), tensor.shape[1], _stride(len(tensor), tensor.stride(0)), 0)
 
 
 def _row(emit: Emitter, x: Value) -> Row:
@@ -77,5 +77,10 @@ def _row(emit: Emitter, x: Value) -> Row:
         return x
     if isinstance(x, Feature) and x.shape[2:] == (1, 1):
         map = emit.map(x)
-        return Row(map.address, map.channels, map.stride, 0)
+        return Row(map.address, map.channels, _stride(map.shape[0], map.stride), 0)
     raise CannotPrepare(f"{described(x)} is no row")
+
+
+def _stride(samples: int, stride: int) -> int:
+    """Between samples; one row serves them all."""
+    return 0 if samples == 1 else stride

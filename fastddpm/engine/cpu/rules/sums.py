@@ -41,6 +41,9 @@ def add(emit: Emitter, a: Value, b: Any, *, alpha: float = 1) -> Value:
 
 
 def _add_row(emit: Emitter, x: Value, row: Row) -> Value:
+    x = x if isinstance(x, Feature) else emit.read(x)
+    if row.count != x.shape[1]:
+        raise CannotPrepare(f"a row of {row.count} numbers is not added to {x.shape[1]} channels")
     if isinstance(x, Read) and x.norm is not None and x.norm.scale is not None and not x.silu:
         return replace(x, norm=replace(x.norm, shift=row, coefficients=None), written=None)
     if isinstance(x, Feature) and x.is_open and x.row is None:
@@ -49,6 +52,9 @@ def _add_row(emit: Emitter, x: Value, row: Row) -> Value:
 
 
 def _add_map(emit: Emitter, a: Value, b: Value) -> Feature:
+    a, b = (x if isinstance(x, Feature) else emit.read(x) for x in (a, b))
+    if a.shape != b.shape:
+        raise CannotPrepare(f"maps of different shapes are not added: {a.shape} and {b.shape}")
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Feature) and x.is_open and x.residual is None:
             return replace(x, residual=other)
