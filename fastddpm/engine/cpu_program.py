@@ -11,7 +11,9 @@ a step whose tensors lie elsewhere by then is recorded anew.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,7 +42,7 @@ class CpuPrograms:
     def __init__(self, options: CpuOptions | None = None) -> None:
         self._options = options or CpuOptions()
         self._weights = PackedWeights(self._options)
-        self._last: CpuRunner | None = None
+        self._last: Callable[[], CpuRunner | None] = lambda: None
 
     def prepare(self, step: Step, plan: Plan) -> Runner:
         """Record the step and make its program.
@@ -52,18 +54,20 @@ class CpuPrograms:
             raise CannotPrepare(f"programs compute in float32, the chain's state is {plan.dtype}")
         if plan.shape[0] == 0:
             return EagerRunner(step, plan)
-        self._last = CpuRunner(step, plan, self._options.team, self._weights)
-        return self._last
+        runner = CpuRunner(step, plan, self._options.team, self._weights)
+        self._last = weakref.ref(runner)
+        return runner
 
     def report(self) -> list[str]:
-        """What runs and what it takes, a line each."""
+        """What runs, and what the last program takes while it is kept, a line each."""
         options = self._options
         lines = [
             f"threads: {options.team}; weights: {options.weights}; memory: {options.memory}; "
             f"instruction set: {cpu_library().isa}"
         ]
-        if self._last is not None:
-            lines += [self._last.describe(), f"packed weights: {_megabytes(self._weights.bytes)}"]
+        runner = self._last()
+        if runner is not None:
+            lines += [runner.describe(), f"packed weights: {_megabytes(self._weights.bytes)}"]
         return lines
 
 
