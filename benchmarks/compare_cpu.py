@@ -52,8 +52,11 @@ def measured(given: argparse.Namespace, name: str, batch: int) -> Iterator[tuple
         setup = Setup(folder, batch, given.threads)
         ceiling = peak.built(folder, machine.isa(), given.threads)
         asked = [one for one in contenders.all_contenders() if _wanted(one.name, given)]
+        # A library that is told to do without instructions may crash, and the others with it.
+        crashed = memory.failures(setup, asked) if given.isa else {}
+        asked = [one for one in asked if one.label not in crashed]
         ready, absent = measure.prepared(setup, asked)
-        yield "absent", absent
+        yield "absent", absent | crashed
         chosen, trial = measure.best_settings(setup, ready, timer)
         yield "settings_ms", trial
         calls = measure.measured(setup, chosen, given.rounds, ceiling, timer)

@@ -13,6 +13,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,20 @@ def taken(setup: Setup, contender: Contender) -> dict[str, int]:
         command, capture_output=True, text=True, cwd=report.REPOSITORY, check=False
     )
     if made.returncode != 0:
-        raise RuntimeError(f"{contender.label}: {made.stderr[-500:]}")
+        raise RuntimeError(f"exit code {made.returncode}: {made.stderr[-500:].strip()}")
     found: dict[str, int] = json.loads(made.stdout.splitlines()[-1])
     return found
+
+
+def failures(setup: Setup, asked: Iterable[Contender]) -> dict[str, str]:
+    """By label those that do not survive in a process of their own, and how it ended."""
+    failed = {}
+    for contender in asked:
+        try:
+            taken(setup, contender)
+        except RuntimeError as error:
+            failed[contender.label] = str(error)
+    return failed
 
 
 def measured(setup: Setup, contender: Contender) -> dict[str, int]:

@@ -30,6 +30,8 @@ const Shape SHAPES[] = {
     {1, 32, 32, {32}, 33, BIAS | RESIDUAL | DIVISOR | STATISTICS, false},
     {1, 33, 31, {17}, 16, NORM | SILU | STATISTICS, false},
     {2, 8, 8, {160}, 144, ALL, false},
+    // More than the block of lines that is transformed together.
+    {2, 32, 60, {260}, 2, BIAS | STATISTICS, false},
     {2, 14, 10, {20}, 9, BIAS | STATISTICS, true},
     {3, 2, 2, {16}, 16, PLAIN, true},
     {2, 16, 16, {36, 44}, 48, NORM | SILU | BIAS | WIDE, true},

@@ -2,11 +2,12 @@
 # Builds the CPU library with its native tests and runs them: as they are, under sanitizers, and for
 # aarch64 in an emulator.
 # Usage: tests/native/run.sh [plain | address | thread | aarch64]...   (default: all of them)
-# CXX chooses the compiler, BUILD the folder for the builds (default build/native).
+# A compiler's warning fails too. CXX chooses the compiler, BUILD the folder (default build/native).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-build=${BUILD:-build/native}
+# A build keeps the compiler that it began with.
+build=${BUILD:-build/native}/$(basename "${CXX:-c++}")
 
 # One build and its run: a name, what runs the driver (nothing for itself), CMake's arguments.
 try() {
@@ -14,8 +15,7 @@ try() {
   printf '== native tests: %s\n' "$1"
   cmake -S . -B "$folder" -DFASTDDPM_TESTS=ON "${@:3}" > "$folder.log" 2>&1 &&
     cmake --build "$folder" -j "$(nproc)" >> "$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
-  # The compilers' warnings.
-  ! grep -A 3 'warning:' "$folder.log"
+  if grep -A 3 'warning:' "$folder.log"; then exit 1; fi
   $emulator "$folder/tests/native/fastddpm_native_tests"
 }
 

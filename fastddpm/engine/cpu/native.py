@@ -39,6 +39,8 @@ class NativeProgram:
         """Take up to ``steps`` steps, the first at the index int64 [1], which counts down; none is
         begun after so many seconds. Returns how many were taken, at least 1."""
         taken = self._library.fastddpm_program_run(self._program, index.data_ptr(), steps, seconds)
+        if taken < 0:
+            raise RuntimeError("a forked process got no threads to run the CPU program")
         return int(taken)
 
     def profile(self, index: Tensor, seconds: Tensor) -> None:
