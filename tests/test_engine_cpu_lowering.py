@@ -59,6 +59,15 @@ class TestNumbers:
         x = torch.randn(3, 3, 8, 12)
         assert error(interpreted(unet, x, t, None), exactly(unet, x, t, None)) < 1e-13
 
+    @pytest.mark.parametrize("name", ["ho", "openai", "conditional"])
+    def test_weights_may_be_channels_last(self, name: str) -> None:
+        unet = network(**VARIANTS[name])
+        given = (images(unet), *conditions(unet))
+        plain = kinds(lowered(call_step(unet, *given), images(unet)))
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        assert kinds(lowered(call_step(unet, *given), images(unet))) == plain
+        assert error(interpreted(unet, *given), exactly(unet, *given)) < 1e-13
+
     @pytest.mark.parametrize("variance", ["fixed_large", "learned", "learned_range"])
     @pytest.mark.parametrize("name", ["ho", "conditional", "fourier", "gray_centred"])
     def test_a_step_of_a_chain(self, name: str, variance: str) -> None:
