@@ -19,8 +19,8 @@ from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler, UNet, ops
 from fastddpm.engine.cuda_graph import CudaGraphs
 from fastddpm.engine.selection import Engine, Selection
 from fastddpm.kernels.common.launch import Launch
-from fastddpm.sampler import unet_network as networks
 from fastddpm.sampler import sampler as samplers
+from fastddpm.sampler import unet_network as networks
 from fastddpm.unet import PackedUNet
 
 pytestmark = needs_interpreter
