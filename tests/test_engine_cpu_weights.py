@@ -17,6 +17,9 @@ from cpu_program.steps import (
 from torch import nn
 from unet_networks import VARIANTS, images, network
 
+from fastddpm.engine import CpuOptions
+from fastddpm.engine.cpu.packed import PackedWeights
+from fastddpm.engine.cpu.rules.convolution import as_it_is
 from fastddpm.engine.cpu_program import CpuPrograms
 from fastddpm.unet import UNet
 
@@ -84,6 +87,17 @@ class TestWeightsThatChange:
             unet.conv_in.bias.data = unet.conv_in.bias.data * 2
             runner(x)
             torch.testing.assert_close(step.output, unet.denoise(x, step._rows, t.float()))
+
+    def test_a_tensor_that_lies_where_another_lay_is_told_from_it(self) -> None:
+        weights = PackedWeights(CpuOptions())
+        first, second = torch.randn(16, 16, 3, 3), torch.randn(16, 16, 3, 3)
+        kept = weights.of("vector", [first], as_it_is)
+        place = first.data
+        first.data = torch.zeros(16, 16, 3, 3)
+        place.copy_(second)
+        other = weights.of("vector", [place], as_it_is)
+        assert other is not kept and other is weights.of("vector", [place], as_it_is)
+        assert torch.equal(other.memory.view(torch.float32), second.flatten())
 
     def test_another_instruction_set_is_not_mixed_in(self) -> None:
         if len(ISAS) < 2:

@@ -24,12 +24,16 @@ Build = Callable[..., Tensor]
 
 @dataclass(eq=False)
 class Packed:
-    """One layer's packed weights, or a vector that is computed from several."""
+    """One layer's packed weights, or a vector that is computed from several.
+
+    outputs: channels of its output, or numbers of the vector.
+    """
 
     kind: str
     sources: tuple[Tensor, ...]
     build: Build
     packing: Packing
+    outputs: int
     memory: Tensor
     marks: tuple[Hashable, ...] | None = None
 
@@ -61,13 +65,15 @@ class PackedWeights:
         """The packed form of build(*sources): of a weight [out, in, k, k] for the instruction
         "conv3x3" or "convolution", or of a "vector", which stays as it is."""
         sources = tuple(sources)
-        key = kind, build, *map(_place, sources)
+        places = tuple(map(_place, sources))
+        key = kind, build, places
         packed = self._kept.get(key)
-        if packed is None:
+        # Where one tensor has moved away, another may have come to lie.
+        if packed is None or tuple(map(_place, packed.sources)) != places:
             packing = self._packings[kind]
             made = _built(build, sources)
             memory = self._blocks.take(self._bytes(kind, made, packing))
-            packed = self._kept[key] = Packed(kind, sources, build, packing, memory)
+            packed = self._kept[key] = Packed(kind, sources, build, packing, len(made), memory)
         self.refresh([packed])
         return packed
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.engine.cpu.emitter import Emitter, tensor_of
-from fastddpm.engine.cpu.packed import Build
+from fastddpm.engine.cpu.packed import Build, Packed
 from fastddpm.engine.cpu.rules.registry import rule
 from fastddpm.engine.cpu.values import Constant, Feature, Read, Value
 from fastddpm.engine.plan import CannotPrepare
@@ -58,7 +58,10 @@ def convolution(
         raise CannotPrepare("a convolution has one stride and one padding for both dimensions")
     own = None if bias is None else emit.address(bias.tensor)
     return convolve(
-        emit, emit.read(x), (tensor,), as_it_is, own, stride=stride[0], padding=padding[0]
+        *(emit, emit.read(x), (tensor,), as_it_is, own),
+        size=size[0],
+        stride=stride[0],
+        padding=padding[0],
     )
 
 
@@ -75,27 +78,20 @@ def convolve(
     build: Build,
     bias: int | None,
     *,
+    size: int = 1,
     stride: int = 1,
     padding: int = 0,
 ) -> Feature:
-    """The convolution of what is read with the weights build(*sources)."""
-    shape = build(*(source.detach() for source in sources)).shape
-    if shape[2] == 3 and (stride, padding) == (1, 1) and x.channels >= _TRANSFORMED_FROM:
-        return _conv3x3(emit, x, sources, build, bias, shape)
-    return _convolution(emit, x, sources, build, bias, shape, stride, padding)
+    """The convolution of what is read with the weights build(*sources), [out, in, size, size]."""
+    if size == 3 and (stride, padding) == (1, 1) and x.channels >= _TRANSFORMED_FROM:
+        return _conv3x3(emit, x, emit.pack("conv3x3", sources, build), bias)
+    packed = emit.pack("convolution", sources, build)
+    return _convolution(emit, x, packed, bias, size, stride, padding)
 
 
-def _conv3x3(
-    emit: Emitter,
-    x: Read,
-    sources: Sequence[Tensor],
-    build: Build,
-    bias: int | None,
-    shape: torch.Size,
-) -> Feature:
+def _conv3x3(emit: Emitter, x: Read, packed: Packed, bias: int | None) -> Feature:
     x = x if x.padded == (0, 0) else emit.read_plain(x)
     batch, _, height, width = x.shape
-    packed = emit.pack("conv3x3", sources, build)
 
     def make(y: Output) -> Arguments:
         return Conv3x3(
@@ -109,28 +105,26 @@ def _conv3x3(
             packing=packed.packing,
         )
 
-    return Feature((batch, shape[0], height, width), make, bias=bias)
+    return Feature((batch, packed.outputs, height, width), make, bias=bias)
 
 
 def _convolution(
     emit: Emitter,
     x: Read,
-    sources: Sequence[Tensor],
-    build: Build,
+    packed: Packed,
     bias: int | None,
-    shape: torch.Size,
+    size: int,
     stride: int,
     padding: int,
 ) -> Feature:
     if x.doubled or (padding and x.padded != (0, 0)):
         x = emit.read_plain(x)
-    batch, size = x.shape[0], shape[2]
+    batch = x.shape[0]
     # What lies below and to the right of a map is zero, so padding there only adds outputs.
     height, width = (
         (length + 2 * padding + more - size) // stride + 1
         for length, more in zip(x.source_size, x.padded, strict=True)
     )
-    packed = emit.pack("convolution", sources, build)
 
     def make(y: Output) -> Arguments:
         return Convolution(
@@ -148,4 +142,4 @@ def _convolution(
             packing=packed.packing,
         )
 
-    return Feature((batch, shape[0], height, width), make, bias=bias)
+    return Feature((batch, packed.outputs, height, width), make, bias=bias)
