@@ -19,8 +19,8 @@ from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler, UNet, ops
 from fastddpm.engine.cuda_graph import CudaGraphs
 from fastddpm.engine.selection import Engine, Selection
 from fastddpm.kernels.common.launch import Launch
-from fastddpm.sampler import network as networks
 from fastddpm.sampler import sampler as samplers
+from fastddpm.sampler import unet_network as networks
 from fastddpm.unet import PackedUNet
 
 pytestmark = needs_interpreter
@@ -56,7 +56,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     monkeypatch.setattr(
         samplers.engines,
         "select",
-        lambda name, device: (graphs_on_a_cpu if name == "cuda_graph" else select)(name, device),
+        lambda name, device, *options, **reasons: (
+            graphs_on_a_cpu(name, device)
+            if name == "cuda_graph"
+            else select(name, device, *options, **reasons)
+        ),
     )
 
     def packed(unet: UNet, device: torch.device, dtype: torch.dtype) -> PackedUNet:
