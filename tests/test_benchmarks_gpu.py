@@ -16,9 +16,9 @@ from torch import Tensor, nn
 # benchmarks/ is no part of the package. Appended, so that nothing installed is shadowed.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import report
+from benchmarks import parts, report, timing
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import contenders, kernels, parts, profiling, throughput, timing
+from benchmarks.gpu import contenders, kernels, profiling, throughput
 from benchmarks.gpu.options import PARTS, Options
 from benchmarks.gpu.traffic import Traffic, flop_of
 

@@ -149,7 +149,8 @@ def test_a_plan_of_no_steps_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "device", "engine", "backend"),
     [
-        ("auto", CPU, "eager", "auto"),
+        ("auto", CPU, "cpu", "auto"),
+        ("cpu", CPU, "cpu", "auto"),
         ("reference", CPU, "reference", "reference"),
         ("compile", CPU, "compile", "auto"),
         ("auto", CUDA, "cuda_graph", "auto"),
@@ -168,7 +169,6 @@ def test_the_engine_of_a_name(name: str, device: torch.device, engine: str, back
     ("name", "device", "reason"),
     [
         ("cuda_graph", "cpu", "needs a CUDA device, the chain is on cpu"),
-        ("cpu", "cpu", "not built yet"),
         ("cpu", "cuda:0", "runs on the CPU"),
         ("compile", "meta", "runs on CUDA devices and the CPU"),
         ("fast", "cpu", "engine is one of"),
@@ -183,7 +183,7 @@ def test_an_engine_that_cannot_run_is_refused_with_the_reason(
 
 def test_a_selection_tells_why_the_others_do_not_run() -> None:
     others = select("auto", CPU).others
-    assert set(others) == set(ENGINES) - {"auto", "reference"}
+    assert set(others) == set(ENGINES) - {"auto", "cpu", "reference"}
     assert all(others.values())
 
 

@@ -406,7 +406,7 @@ def test_wrong_samplers_are_refused() -> None:
         Sampler(rowwise, d, shape=SHAPE).sample(2, noise=torch.zeros(2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"floating tensor.*got torch\.int64"):
         Sampler(lambda x, t: x.long(), d, shape=SHAPE).sample(2)
-    with pytest.raises(ValueError, match="not built yet"):
+    with pytest.raises(ValueError, match=r"it takes a fastddpm\.UNet, not rowwise"):
         Sampler(rowwise, d, "cpu", shape=SHAPE)
     with pytest.raises(ValueError, match="'cuda_graph' cannot run: it needs a CUDA device"):
         Sampler(rowwise, d, "cuda_graph", device="cpu", shape=SHAPE)

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu, report
-from benchmarks.gpu import parts
+from benchmarks import gpu, parts, report
 from benchmarks.gpu.options import PARTS, Options
 
 # Seconds for all parts.

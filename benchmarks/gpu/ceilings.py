@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.options import Options
-from benchmarks.gpu.timing import cuda_milliseconds, summary
+from benchmarks.timing import cuda_milliseconds, summary
 from fastddpm.engine import precision
 
 # Elements of an array of the triad: 1 GiB each.

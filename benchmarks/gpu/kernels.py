@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu import ceilings
 from benchmarks.gpu.options import Options
-from benchmarks.gpu.timing import cuda_milliseconds, summary
+from benchmarks.timing import cuda_milliseconds, summary
 from fastddpm import noise, ops
 from fastddpm.kernels.ancestral_step import cases as step_cases
 from fastddpm.kernels.group_norm_silu import cases as norm_cases

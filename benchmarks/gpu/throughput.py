@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu import ceilings, contenders, profiling, timing
+from benchmarks import timing
+from benchmarks.gpu import ceilings, contenders, profiling
 from benchmarks.gpu.contenders import EAGER, OURS, Draw, compiled_name
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.traffic import Traffic, flop_of
@@ -55,7 +56,7 @@ def measured(
             draws[name] = draw
     for sampler in samplers:
         figures[OURS]["ran"] = sampler.explain().splitlines()
-    times = timing.interleaved(draws, options.rounds)
+    times = timing.interleaved(draws, options.rounds, timing.cuda_milliseconds)
     of_step = {name: [time / steps for time in samples] for name, samples in times.items()}
     for name, samples in of_step.items():
         figures[name] |= speed(samples, batch) | profiling.launches(draws[name], steps)

@@ -49,8 +49,14 @@ def _extent(tensor: Tensor) -> int:
 def flop_of(call: Any) -> int:
     """Floating-point operations of the products and convolutions that a call makes; a multiply-add
     counts as two."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    # torch itself counts the attention of GPUs only.
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    counter = FlopCounterMode(display=False, custom_mapping=on_cpu)
+    with counter, torch.no_grad():
         call()
     return int(counter.get_total_flops())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, UNet, UNetConfig, ops
-from fastddpm.sampler import network
+from fastddpm.sampler import unet_network
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
 from fastddpm.sampler.unet_network import PackedNetwork
 from fastddpm.unet import PackedUNet
@@ -88,7 +88,10 @@ def _packed_network(mode: FakeTensorMode, unet: UNet, timesteps: Tensor) -> Pack
         packed = PackedUNet(unet, "meta", DTYPE, channels_last=True)
     _to_fake_cuda(mode, packed, None, torch.channels_last)
     # A fingerprint reads addresses, which fake tensors do not have.
-    with mode, mock.patch.multiple(network, PackedUNet=lambda *_: packed, Fingerprint=mock.Mock()):
+    with (
+        mode,
+        mock.patch.multiple(unet_network, PackedUNet=lambda *_: packed, Fingerprint=mock.Mock()),
+    ):
         return PackedNetwork(unet, DEVICE, DTYPE, timesteps)
 
 

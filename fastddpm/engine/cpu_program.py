@@ -11,7 +11,9 @@ a step whose tensors lie elsewhere by then is recorded anew.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,10 +23,11 @@ from fastddpm.engine.cpu.native import NativeProgram
 from fastddpm.engine.cpu.options import CpuOptions
 from fastddpm.engine.cpu.packed import PackedWeights
 from fastddpm.engine.cpu.recording import record
-from fastddpm.engine.plan import CannotPrepare, Plan, Runner, Step
 from fastddpm.engine.eager import EagerRunner
+from fastddpm.engine.plan import CannotPrepare, Plan, Runner, Step
 from fastddpm.engine.runner import ChainRunner
 from fastddpm.ops.library import cpu_library
+from fastddpm.ops.program_abi import Arguments
 
 # How long the library runs before Python may look for an interrupt.
 _SECONDS = 0.1
@@ -39,7 +42,7 @@ class CpuPrograms:
     def __init__(self, options: CpuOptions | None = None) -> None:
         self._options = options or CpuOptions()
         self._weights = PackedWeights(self._options)
-        self._last: CpuRunner | None = None
+        self._last: Callable[[], CpuRunner | None] = lambda: None
 
     def prepare(self, step: Step, plan: Plan) -> Runner:
         """Record the step and make its program.
@@ -51,18 +54,20 @@ class CpuPrograms:
             raise CannotPrepare(f"programs compute in float32, the chain's state is {plan.dtype}")
         if plan.shape[0] == 0:
             return EagerRunner(step, plan)
-        self._last = CpuRunner(step, plan, self._options.team, self._weights)
-        return self._last
+        runner = CpuRunner(step, plan, self._options.team, self._weights)
+        self._last = weakref.ref(runner)
+        return runner
 
     def report(self) -> list[str]:
-        """What runs and what it takes, a line each."""
+        """What runs, and what the last program takes while it is kept, a line each."""
         options = self._options
         lines = [
             f"threads: {options.team}; weights: {options.weights}; memory: {options.memory}; "
             f"instruction set: {cpu_library().isa}"
         ]
-        if self._last is not None:
-            lines += [self._last.describe(), f"packed weights: {_megabytes(self._weights.bytes)}"]
+        runner = self._last()
+        if runner is not None:
+            lines += [runner.describe(), f"packed weights: {_megabytes(self._weights.bytes)}"]
         return lines
 
 
@@ -87,14 +92,18 @@ class CpuRunner(ChainRunner):
         """What the program takes, in words."""
         return self._program.describe()
 
-    def profile(self, x: Tensor, steps: int) -> list[tuple[str, float]]:
-        """(instruction, seconds of all ``steps`` first steps) in the order in which they run."""
+    @property
+    def code(self) -> tuple[Arguments, ...]:
+        """The program's instructions in the order in which they run."""
+        return self._program.lowered.code
+
+    def profile(self, x: Tensor, steps: int) -> Tensor:
+        """Seconds of each instruction in all ``steps`` first steps, float64 [len(code)]."""
         self._start(x, None, steps)
-        seconds = torch.zeros(len(self._program.lowered.code), dtype=torch.float64)
+        seconds = torch.zeros(len(self.code), dtype=torch.float64)
         for _ in range(steps):
             self._program.native.profile(self._index, seconds)
-        names = [type(arguments).__name__ for arguments in self._program.lowered.code]
-        return list(zip(names, seconds.tolist(), strict=True))
+        return seconds
 
     def _start(self, x: Tensor, start: int | None, steps: int | None) -> range:
         indices = super()._start(x, start, steps)

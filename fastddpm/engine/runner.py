@@ -47,8 +47,8 @@ class ChainRunner(ABC):
     ) -> Iterator[tuple[int, Tensor]]:
         return self._follow(self._start(x, start, steps), stops)
 
-    def reread(self) -> None:
-        """Nothing to do: what it runs reads the weights where they lie."""
+    def reread(self) -> None:  # noqa: B027 (most have nothing to do)
+        """What it runs reads the weights where they lie."""
 
     @torch.no_grad()
     def warm_up(self, steps: int, last: AbstractContextManager[None] | None = None) -> None:
@@ -91,9 +91,7 @@ class ChainRunner(ABC):
         if self._begin is not None:
             self._begin(self._state)
 
-    def _follow(
-        self, indices: range, stops: Callable[[int], bool]
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _follow(self, indices: range, stops: Callable[[int], bool]) -> Iterator[tuple[int, Tensor]]:
         run, taken = self._runs, 0
         for count, i in enumerate(indices, 1):
             if not (count == len(indices) or stops(i)):

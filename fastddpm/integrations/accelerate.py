@@ -53,7 +53,12 @@ def accelerate(
     """
     if not callable(model):
         raise ValueError(f"expected a model (x, t) -> output, got {type(model).__name__}")
-    options: dict[str, Any] = {"tf32": tf32, "threads": threads, "weights": weights, "memory": memory}
+    options: dict[str, Any] = {
+        "tf32": tf32,
+        "threads": threads,
+        "weights": weights,
+        "memory": memory,
+    }
     if isinstance(model, Accelerated):
         return accelerate(model.source, engine, device, dtype, **options)
     if diffusers.is_pipeline(model):

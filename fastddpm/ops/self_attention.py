@@ -7,7 +7,7 @@ The U-Net calls it while it is recorded (recording.py); otherwise its own layers
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -52,22 +52,29 @@ def self_attention(
     return y
 
 
-def mixed(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """softmax(Q Kᵀ / √d) V for each head; all [B, N, heads·d]."""
-    q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=heads) for part in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
-
-
-def _run(h: Tensor, *arguments: Tensor | int) -> Tensor:
-    *tensors, heads = arguments
-    weights, biases = tensors[::2], tensors[1::2]
+def _run(
+    h: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    v_weight: Tensor,
+    v_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    heads: int,
+) -> Tensor:
     tokens = rearrange(h, "b c ... -> b (...) c").contiguous()
-    parts = [F.linear(tokens, w, b) for w, b in zip(weights[:3], biases[:3], strict=True)]
-    y = F.linear(mixed(*parts, heads), weights[3], biases[3])
+    q, k, v = (
+        rearrange(F.linear(tokens, weight, bias), "b n (h d) -> b h n d", h=heads)
+        for weight, bias in ((q_weight, q_bias), (k_weight, k_bias), (v_weight, v_bias))
+    )
+    mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+    y = F.linear(mixed, out_weight, out_bias)
     return y.transpose(1, 2).reshape(h.shape).contiguous()
 
 
-def _fake(h: Tensor, *arguments: Tensor | int) -> Tensor:
+def _fake(h: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(h, memory_format=torch.contiguous_format)
 
 

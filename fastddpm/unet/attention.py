@@ -5,6 +5,8 @@ y = x + W_o softmax(Q Kᵀ / √d) V,   Q, K, V linear in GroupNorm(x),   d chan
 
 from __future__ import annotations
 
+from typing import Any
+
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,8 +69,6 @@ class Attention(nn.Module):
 
     def projections(self) -> tuple[ops.Linear, ops.Linear, ops.Linear, ops.Linear]:
         """Of queries, keys, values and the output."""
-        q, k, v, out = (
-            ops.Linear(layer.weight, layer.bias)
-            for layer in (self.to_q, self.to_k, self.to_v, self.to_out[0])
-        )
+        layers: tuple[Any, ...] = (self.to_q, self.to_k, self.to_v, self.to_out[0])
+        q, k, v, out = (ops.Linear(layer.weight, layer.bias) for layer in layers)
         return q, k, v, out

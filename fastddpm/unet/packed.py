@@ -7,6 +7,8 @@ which tensor cores need, with zeros for weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,7 +40,8 @@ class PackedAttention(Attention):
     def projections(self) -> tuple[ops.Linear, ops.Linear, ops.Linear, ops.Linear]:
         parts = zip(self.to_qkv.weight.chunk(3), self.to_qkv.bias.chunk(3), strict=True)
         q, k, v = (ops.Linear(weight, bias) for weight, bias in parts)
-        return q, k, v, ops.Linear(self.to_out[0].weight, self.to_out[0].bias)
+        out: Any = self.to_out[0]
+        return q, k, v, ops.Linear(out.weight, out.bias)
 
 
 class PackedUNet(UNet):

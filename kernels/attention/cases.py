@@ -34,6 +34,7 @@ class Case(NamedTuple):
     def tensors(self) -> dict[str, Tensor]:
         """The call's tensors by name, random float32, as the reference takes them."""
         generator = torch.Generator().manual_seed(len(self.name) + self.tokens + self.channels)
+        shapes: dict[str, tuple[int, ...]]
         shapes = {name: (self.batch, self.tokens, self.channels) for name in "qkv"}
         if self.bias:
             shapes["bias"] = (self.channels,)

@@ -98,11 +98,17 @@ static float soften(float* row, int64_t tokens) {
   const int64_t left = tokens % LANES;
   if (left != 0) {
     float* const last = row + tokens - left;
-    store(last, first_lanes(left) ? load(last) : broadcast(NOTHING));
+    store(last, lanes_below(left) ? load(last) : broadcast(NOTHING));
   }
-  f32 most = broadcast(NOTHING), sum = {};
-  for (int64_t t = 0; t < tokens; t += LANES) most = greater(load(row + t), most);
-  const f32 greatest = broadcast(greatest_lane(most));
+  f32 most = broadcast(NOTHING), total = {}, sum = {};
+  for (int64_t t = 0; t < tokens; t += LANES) {
+    const f32 s = load(row + t);
+    most = maximum(s, most);
+    total = total + s;
+  }
+  const float greatest = greatest_lane(most), witness = sum_of_lanes(total);
+  // NaN among s, which the maximum and the exponential may lose, or infinity - infinity.
+  if (witness != witness || greatest - greatest != 0) return __builtin_nanf("");
   for (int64_t t = 0; t < tokens; t += LANES) {
     const f32 p = bounded_exponential(load(row + t) - greatest);
     sum = sum + p;
@@ -146,7 +152,7 @@ static void score(const fastddpm_attention& a, const Plan& plan, const Head& hea
   const float* keys = head.keys + panel * a.head_dim * PANEL;
   multiply_rows<WIDTH>(
       {block.queries, plan.query_stride, block.count, a.head_dim},
-      [&](int64_t k, int64_t) { return keys + k * PANEL; }, block.sums,
+      [&](int64_t k, int64_t chunk) { return chunk_of(keys, k, chunk); }, block.sums,
       [&]<int ROWS>(int64_t row, const f32(&sum)[ROWS][WIDTH]) {
         float* to = block.scores + row * plan.score_stride + panel * PANEL;
         for (int r = 0; r < ROWS; ++r, to += plan.score_stride) {
@@ -165,7 +171,7 @@ static void combine(const fastddpm_attention& a, const Plan& plan, const Head& h
   for (int v = 0; v < WIDTH; ++v) offset[v] = offset_of(a.y, y_row, c + v * LANES);
   multiply_rows<WIDTH>(
       {block.scores, plan.score_stride, block.count, a.tokens},
-      [&](int64_t k, int64_t) { return values + k * PANEL; }, block.sums,
+      [&](int64_t k, int64_t chunk) { return chunk_of(values, k, chunk); }, block.sums,
       [&]<int ROWS>(int64_t row, const f32(&sum)[ROWS][WIDTH]) {
         for (int r = 0; r < ROWS; ++r) {
           const int64_t pixel = head.pixel + block.first + row + r;

@@ -30,7 +30,7 @@ struct Turn {
 };
 
 // True in the first `count` lanes.
-static inline i32 first_lanes(int64_t count) {
+static inline i32 lanes_below(int64_t count) {
   i32 lane;
   for (int i = 0; i < LANES; ++i) lane[i] = i;
   return lane < static_cast<int32_t>(count);
@@ -61,15 +61,13 @@ static inline float sum_of_lanes(f32 v) {
   }
 }
 
-static inline f32 greater(f32 a, f32 b) { return a > b ? a : b; }
-
 // A NaN may or may not be passed over.
 template <int DISTANCE = LANES / 2>
 static inline float greatest_lane(f32 v) {
   if constexpr (DISTANCE == 0) {
     return v[0];
   } else {
-    return greatest_lane<DISTANCE / 2>(greater(v, choose<Turn<DISTANCE>>(v, v)));
+    return greatest_lane<DISTANCE / 2>(maximum(v, choose<Turn<DISTANCE>>(v, v)));
   }
 }
 

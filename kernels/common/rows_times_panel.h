@@ -29,14 +29,15 @@ struct RowBlock {
 // A function of its own: inlined beside other code its loop would run out of registers.
 template <int ROWS, int WIDTH>
 __attribute__((noinline)) static void product(const float* a, int64_t a_stride, const float* b,
-                                              int64_t depth, f32 (&sum)[ROWS][WIDTH]) {
+                                              int64_t depth, const Ahead& ahead,
+                                              f32 (&sum)[ROWS][WIDTH]) {
   f32 own[ROWS][WIDTH];
 #pragma GCC unroll 14
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < WIDTH; ++v) own[r][v] = f32{};
   }
-  multiply_panel(a, a_stride, b, depth, own);
+  multiply_panel(a, a_stride, b, depth, own, ahead);
 #pragma GCC unroll 14
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 4
@@ -44,18 +45,35 @@ __attribute__((noinline)) static void product(const float* a, int64_t a_stride, 
   }
 }
 
-// panel(k, chunk): rows [k, k + chunk) of the panel, [chunk][PANEL]. finish(row, sum): called once
-// for every ROWS of the rows with their f32 sum[ROWS][WIDTH]. sums: [count][PANEL] of scratch.
+// Some rows of a panel, [chunk][PANEL], and what is read after them: as many rows of `next_row`
+// bytes.
+struct PanelChunk {
+  const float* rows;
+  const void* next;
+  int64_t next_row;
+};
+
+// The rows of a panel that lies in memory as it is used, from row k on.
+static inline PanelChunk chunk_of(const float* panel, int64_t k, int64_t chunk) {
+  const float* rows = panel + k * PANEL;
+  return {rows, rows + chunk * PANEL, PANEL * int64_t{sizeof(float)}};
+}
+
+// panel(k, chunk): the PanelChunk of rows [k, k + chunk). finish(row, sum): called once for every
+// ROWS of the rows with their f32 sum[ROWS][WIDTH]. sums: [count][PANEL] of scratch.
 template <int WIDTH, typename Panel, typename Finish>
 static inline void multiply_rows(const RowBlock& rows, const Panel& panel, float* sums,
                                  const Finish& finish) {
   for (int64_t k = 0; k < rows.depth; k += CHUNK) {
     const int64_t chunk = rows.depth - k < CHUNK ? rows.depth - k : CHUNK;
-    const float* b = panel(k, chunk);
+    const PanelChunk b = panel(k, chunk);
+    // Each block of rows asks for its share of the next chunk.
+    Ahead ahead = {b.next, b.next_row / row_blocks(rows.count)};
     for_row_blocks(rows.count, [&](auto block, int64_t row) {
       constexpr int ROWS = decltype(block)::value;
       f32 sum[ROWS][WIDTH];
-      product(rows.data + row * rows.stride + k, rows.stride, b, chunk, sum);
+      product(rows.data + row * rows.stride + k, rows.stride, b.rows, chunk, ahead, sum);
+      ahead.from = static_cast<const char*>(ahead.from) + chunk * ahead.step;
       float* const kept = sums + row * PANEL;
       for (int r = 0; k > 0 && r < ROWS; ++r) {
         for (int v = 0; v < WIDTH; ++v) {

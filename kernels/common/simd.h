@@ -107,6 +107,31 @@ static inline void keep_in_register(f32& v) {
 #endif
 }
 
+// Lane by lane; what NaN gives depends on the instruction set.
+static inline f32 minimum(f32 a, f32 b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32>(
+      _mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<f32>(
+      _mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
+
+static inline f32 maximum(f32 a, f32 b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32>(
+      _mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<f32>(
+      _mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // Correctly rounded.
 static inline f32 square_root(f32 v) {
 #if defined(__AVX512F__)

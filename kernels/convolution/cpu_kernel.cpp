@@ -19,7 +19,9 @@ namespace {
 
 using fastddpm::Team;
 
-constexpr int64_t BLOCK_FLOATS = 64 * 1024;  // of gathered pixels, a quarter of a usual L2
+constexpr int64_t BLOCK_FLOATS =
+    64 * 1024;                      // of rows of a block of pixels, a quarter of a usual L2
+constexpr int64_t MOST_BLOCKS = 8;  // of MAX_ROWS rows
 
 // Whether the rows of a are the pixels of the map themselves.
 static bool reads_in_place(const fastddpm_convolution& a) {
@@ -33,35 +35,39 @@ struct Plan {
       : pixels(a.batch * a.height * a.width),
         depth(a.kernel * a.kernel * all_channels(a.x)),
         panels(panels_of(a.y.channels)),
-        stride(scratch_stride(depth)),
         in_place(reads_in_place(a)),
-        by_panels(pixels < a.y.channels) {
-    const int64_t fit = round_up(BLOCK_FLOATS / depth + 1, MAX_ROWS);
-    const int64_t most = fit < 8 * MAX_ROWS ? fit : 8 * MAX_ROWS;
-    // Equal shares: as many blocks as threads, or a multiple.
-    blocks = (pixels + most - 1) / most;
+        by_panels(pixels < a.y.channels),
+        stride(in_place ? a.x.stride[0] : scratch_stride(depth)) {
+    const int64_t fit = BLOCK_FLOATS / depth / MAX_ROWS;
+    const int64_t rows = (fit < 1 ? 1 : fit < MOST_BLOCKS ? fit : MOST_BLOCKS) * MAX_ROWS;
+    blocks = (pixels + rows - 1) / rows;
     if (by_panels) {
-      while (blocks * panels < 2 * threads && blocks * MAX_ROWS < pixels) ++blocks;
-    } else {
+      blocks = 1;
+      while (blocks * panels < threads && blocks * MAX_ROWS < pixels) ++blocks;
+    } else if (blocks < pixels / MAX_ROWS) {
       blocks = round_up(blocks, threads);
-      if (blocks > pixels) blocks = pixels;
     }
     block_rows = (pixels + blocks - 1) / blocks;
-    gathered = in_place ? 0 : by_panels ? pixels : block_rows;
-    own_floats = scratch_stride(CHUNK * PANEL + block_rows * PANEL);
-    if (!by_panels) own_floats = scratch_stride(own_floats + gathered * stride);
+    const int64_t gathered = in_place || by_panels ? 0 : block_rows * stride;
+    own_floats = scratch_stride(product_floats() + gathered);
   }
 
+  // Pixels [begin(block), begin(block + 1)), of nearly equal count.
+  int64_t begin(int64_t block) const { return pixels * block / blocks; }
+
+  // A chunk of a panel brought into scratch, and sums.
+  int64_t product_floats() const { return (CHUNK + block_rows) * PANEL; }
+
   int64_t bytes(int64_t threads) const {
-    return (threads * own_floats + (by_panels ? gathered * stride : 0)) * int64_t{sizeof(float)};
+    const int64_t shared = by_panels && !in_place ? pixels * stride : 0;
+    return (threads * own_floats + shared) * int64_t{sizeof(float)};
   }
 
   int64_t pixels, depth, panels;
-  int64_t stride;  // of gathered rows
   bool in_place, by_panels;
-  int64_t blocks, block_rows;  // of pixels
-  int64_t gathered;            // rows, of a thread or of all
-  int64_t own_floats;          // of one thread: a chunk of a panel, sums, gathered rows
+  int64_t stride;  // of the rows of a
+  int64_t blocks, block_rows;
+  int64_t own_floats;  // of one thread
 };
 
 // What one tap sees for `count` output pixels of a row; `pixel` and `column`: of the first, in the
@@ -135,41 +141,59 @@ static inline void finish(const fastddpm_convolution& a, int64_t step, int64_t p
 // Rows of a times one panel; the first row is that of output pixel `first`.
 static void multiply(const fastddpm_convolution& a, int64_t step, const RowBlock& rows,
                      int64_t first, int64_t panel, float* room) {
-  const auto chunk_of = [&](int64_t k, int64_t chunk) {
-    return panel_rows(a.weights, a.packing, rows.depth, panel, k, chunk, room);
+  const auto weights = [&](int64_t k, int64_t chunk) {
+    return read_panel(a.weights, a.packing, rows.depth, panel, k, chunk, room);
   };
   const int64_t c = panel * PANEL;
   with_width(a.y.channels - c, [&](auto width) {
     multiply_rows<decltype(width)::value>(
-        rows, chunk_of, room + CHUNK * PANEL,
+        rows, weights, room + CHUNK * PANEL,
         [&](int64_t row, const auto& sum) { finish(a, step, first + row, c, sum); });
   });
+}
+
+// Blocks of pixels are taken as threads come free; each is gathered once and meets all weights.
+static void run_by_pixels(const fastddpm_convolution& a, const Plan& plan, const Team& team,
+                          float* room) {
+  float* const gathered = room + plan.product_floats();
+  for (int64_t block = team.claim(); block < plan.blocks; block = team.claim()) {
+    const int64_t first = plan.begin(block), end = plan.begin(block + 1);
+    RowBlock rows = {gathered, plan.stride, end - first, plan.depth};
+    if (plan.in_place) {
+      rows.data = a.x.data[0] + first * plan.stride;
+    } else {
+      gather(a, first, end, gathered, plan.stride);
+    }
+    for (int64_t panel = 0; panel < plan.panels; ++panel) {
+      multiply(a, team.step, rows, first, panel, room);
+    }
+  }
+}
+
+// Each thread takes its share of the panels, one after the other as they lie in memory.
+static void run_by_panels(const fastddpm_convolution& a, const Plan& plan, const Team& team,
+                          float* room) {
+  const float* rows = a.x.data[0];
+  if (!plan.in_place) {
+    float* const shared = reinterpret_cast<float*>(team.scratch) + team.size * plan.own_floats;
+    const int64_t first = team.begin(plan.pixels), end = team.end(plan.pixels);
+    gather(a, first, end, shared + first * plan.stride, plan.stride);
+    team.barrier();
+    rows = shared;
+  }
+  const int64_t pieces = plan.panels * plan.blocks;
+  for (int64_t piece = team.begin(pieces); piece < team.end(pieces); ++piece) {
+    const int64_t block = piece % plan.blocks, panel = piece / plan.blocks;
+    const int64_t first = plan.begin(block), count = plan.begin(block + 1) - first;
+    multiply(a, team.step, {rows + first * plan.stride, plan.stride, count, plan.depth}, first,
+             panel, room);
+  }
 }
 
 void run_convolution(const fastddpm_convolution& a, const Team& team) {
   const Plan plan(a, team.size);
   float* const room = reinterpret_cast<float*>(team.scratch) + team.member * plan.own_floats;
-  float* const shared = reinterpret_cast<float*>(team.scratch) + team.size * plan.own_floats;
-  float* const own = room + CHUNK * PANEL + plan.block_rows * PANEL;
-  if (plan.by_panels && !plan.in_place) {
-    const int64_t first = team.begin(plan.pixels), end = team.end(plan.pixels);
-    gather(a, first, end, shared + first * plan.stride, plan.stride);
-    team.barrier();
-  }
-  const int64_t groups = plan.by_panels ? plan.panels : 1, width = plan.panels / groups;
-  for (int64_t piece = team.claim(); piece < plan.blocks * groups; piece = team.claim()) {
-    const int64_t block = piece % plan.blocks, panel = piece / plan.blocks * width;
-    const int64_t first = plan.pixels * block / plan.blocks;
-    const int64_t end = plan.pixels * (block + 1) / plan.blocks;
-    const float* rows = plan.by_panels ? shared + first * plan.stride : own;
-    if (plan.in_place) rows = a.x.data[0] + first * a.x.stride[0];
-    if (!plan.by_panels && !plan.in_place) gather(a, first, end, own, plan.stride);
-    const RowBlock block_of_rows = {rows, plan.in_place ? a.x.stride[0] : plan.stride, end - first,
-                                    plan.depth};
-    for (int64_t n = panel; n < panel + width; ++n) {
-      multiply(a, team.step, block_of_rows, first, n, room);
-    }
-  }
+  (plan.by_panels ? run_by_panels : run_by_pixels)(a, plan, team, room);
   if (a.y.statistics != nullptr) {
     team.barrier();
     write_statistics(

@@ -7,8 +7,8 @@
 // last output channel stands 0.
 #pragma once
 
-#include "../common/gemm.h"
 #include "../common/half.h"
+#include "../common/rows_times_panel.h"
 #include "../include/fastddpm.h"
 
 namespace {
@@ -76,22 +76,21 @@ static void pack_weights(void* packed, const float* weight, int64_t out_channels
   }
 }
 
-// Rows [first, first + depth) of a panel: where they lie, or brought into `room`, [depth][PANEL].
-static inline const float* panel_rows(const void* packed, int64_t packing, int64_t all_depth,
-                                      int64_t panel, int64_t first, int64_t depth, float* room) {
-  const char* at = static_cast<const char*>(packed) + panel * panel_bytes(all_depth, packing);
-  const float* numbers = reinterpret_cast<const float*>(at);
-  if (packing == FASTDDPM_PACKING_FLOAT32) return numbers + first * PANEL;
+// Rows [first, first + count) of a panel: where they lie, or brought into `room`, [count][PANEL].
+static inline PanelChunk read_panel(const void* packed, int64_t packing, int64_t depth,
+                                    int64_t panel, int64_t first, int64_t count, float* room) {
+  const void* at = static_cast<const char*>(packed) + panel * panel_bytes(depth, packing);
+  const float* numbers = static_cast<const float*>(at);
+  if (packing == FASTDDPM_PACKING_FLOAT32) return chunk_of(numbers, first, count);
   const uint16_t* halves = reinterpret_cast<const uint16_t*>(numbers + PANEL) + first * PANEL;
   f32 scale[VECTORS];
   for (int v = 0; v < VECTORS; ++v) scale[v] = load(numbers + v * LANES);
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < count; ++k, halves += PANEL) {
     for (int v = 0; v < VECTORS; ++v) {
-      const int64_t at = k * PANEL + v * LANES;
-      store(room + at, load_half(halves + at) * scale[v]);
+      store(room + k * PANEL + v * LANES, load_half(halves + v * LANES) * scale[v]);
     }
   }
-  return room;
+  return {room, halves, PANEL * int64_t{sizeof(uint16_t)}};
 }
 
 }  // namespace

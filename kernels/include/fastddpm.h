@@ -58,8 +58,9 @@ FASTDDPM_API int32_t fastddpm_abi_version(void);
 FASTDDPM_API const char* fastddpm_error_message(int32_t status);
 
 /* The instruction set in use (at load: the best that this CPU has), all that this library holds and
- * this CPU can run, worst first and separated by spaces, and a change of set. Results do not
- * depend on it, except for the exponential's last bits. Not while another call runs. */
+ * this CPU can run, worst first and separated by spaces, and a change of set. Noise and steps do
+ * not depend on it, but for the exponential's last bits; a network's last bits do, which fuses
+ * multiply-adds where the set can. Not while another call runs. */
 FASTDDPM_API const char* fastddpm_isa_name(void);
 FASTDDPM_API const char* fastddpm_isa_list(void);
 FASTDDPM_API int32_t fastddpm_use_isa(const char* name);

@@ -1,7 +1,7 @@
 """The instructions of kernels/include/fastddpm.h in plain torch and float64, from their structs.
 
-It shows what a program computes, without any kernel: the numbers of the arena, of the weights and of
-the tensors that the program reads or writes are held in float64 beside their own memory.
+It shows what a program computes, without any kernel: the numbers of the arena, of the weights and
+of the tensors that the program reads or writes are held in float64 beside their own memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from fastddpm.kernels.ancestral_step import reference
 from fastddpm.noise import Purpose, normal
 from fastddpm.ops.program_abi import (
     Activation,
-    Arguments,
     Attention,
     Conv3x3,
     Convolution,
@@ -28,7 +27,6 @@ from fastddpm.ops.program_abi import (
     Norm,
     Output,
     Pointwise,
-    Prediction,
     Resample,
     Row,
     Statistics,

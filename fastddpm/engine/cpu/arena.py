@@ -138,7 +138,7 @@ def _placed(pieces: list[_Piece]) -> int:
 
 
 def _smallest_gap(neighbours: list[_Piece], size: int) -> int:
-    """The offset of the smallest gap between the neighbours that holds ``size``, or of their end."""
+    """The offset of the smallest gap between the neighbours that holds ``size``, or their end."""
     best, least, end = -1, -1, 0
     for neighbour in neighbours:
         gap = neighbour.offset - end

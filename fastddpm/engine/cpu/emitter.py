@@ -134,9 +134,7 @@ class Emitter:
 
         def make(y: Output) -> Arguments:
             x = self.input(read)
-            return Pointwise(
-                x=x, y=y, batch=batch, height=height, width=width, resample=resample
-            )
+            return Pointwise(x=x, y=y, batch=batch, height=height, width=width, resample=resample)
 
         return Feature((batch, channels, height, width), make)
 
@@ -177,17 +175,15 @@ class Emitter:
             return self.address(value.tensor)
         if isinstance(value, InOrder) and (value.factor, value.offset) == (1.0, 0.0):
             return self.address(value.tensor)
-        source = value.feature if isinstance(value, Divided) else value
+        source = value.map if isinstance(value, Divided) else value
         name = self.arena.reserve(math.prod(self.read(source).shape))
         self.write_in_order(value, name)
         return name
 
     def write_in_order(self, value: Value, to: int) -> None:
         """Write the value in torch's order to an address."""
-        divisor = None
-        if isinstance(value, Divided):
-            value, divisor = value.feature, value.divisor
-        source = self.map(value)
+        source = self.map(value.map if isinstance(value, Divided) else value)
+        divisor = value.divisor if isinstance(value, Divided) else None
         self._layout(to, source.address, source, into_map=0, divisor=divisor)
 
     def _into_map(self, value: InOrder) -> Map:
@@ -273,7 +269,15 @@ class Emitter:
         return map.statistics
 
 
+def tensor_of(value: Value) -> Tensor:
+    """The tensor that stays: a weight or a table."""
+    if not isinstance(value, values.Constant):
+        raise CannotPrepare(f"weights and tables are tensors that stay, not {described(value)}")
+    return value.tensor
+
+
 def described(value: object) -> str:
+    """The value for a message."""
     if isinstance(value, values.Missing):
         return value.operation
     return f"a {type(value).__name__}"

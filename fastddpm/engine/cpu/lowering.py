@@ -1,6 +1,6 @@
 """From a recorded step to the code of a program.
 
-Every operation that matters is taken in the recorded order by the rule for its op (rules.py), which
+Every operation that matters is taken in the recorded order by the rule for its op (rules/), which
 says what its result is in terms of its arguments' values and emits what has to be there. An op that
 has no rule is refused by name where its result is read.
 """
@@ -16,16 +16,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastddpm.engine.cpu import attention, chain_rules, rules
 from fastddpm.engine.cpu.emitter import Emitter
 from fastddpm.engine.cpu.packed import Packed, PackedWeights
 from fastddpm.engine.cpu.recording import Operation, Recording
-from fastddpm.engine.cpu.values import Constant, Feature, Index, InOrder, Missing, Value
+from fastddpm.engine.cpu.rules import RULES
+from fastddpm.engine.cpu.values import Constant, Feature, Index, InOrder, Missing, Read, Value
 from fastddpm.engine.plan import CannotPrepare, Plan
 from fastddpm.ops.program_abi import Arguments
-
-# Their rules are registered as they are imported.
-assert attention and chain_rules
 
 
 @dataclass(frozen=True)
@@ -53,9 +50,7 @@ def lower(recording: Recording, plan: Plan, state: Tensor, weights: PackedWeight
     lowering.finish()
     emit = lowering.emit
     emit.arena.place(emit.code)
-    return Lowered(
-        tuple(emit.code), emit.arena.memory, tuple(emit.packed), tuple(emit.constants)
-    )
+    return Lowered(tuple(emit.code), emit.arena.memory, tuple(emit.packed), tuple(emit.constants))
 
 
 class _Lowering:
@@ -84,6 +79,10 @@ class _Lowering:
             # Its values before are what the program read; those after lie in memory alone.
             self._values |= {id(tensor): Missing(str(operation)) for tensor in _written(operation)}
         for tensor, value in zip(operation.results, found, strict=operation.results != ()):
+            if isinstance(value, Feature):
+                value.readers = self._uses[id(tensor)]
+            if isinstance(value, (Feature, Read)) and not _has_shape(value, tensor):
+                raise CannotPrepare(f"{operation}: the program does not broadcast")
             self._values[id(tensor)] = value
 
     def finish(self) -> None:
@@ -101,16 +100,11 @@ class _Lowering:
         missing = [value for value in held if isinstance(value, Missing)]
         if missing:
             raise CannotPrepare(f"it reads what {missing[0].operation} gives")
-        if operation.op not in rules.RULES:
+        if operation.op not in RULES:
             if operation.writes:
                 raise CannotPrepare("the program has no instruction for it")
             return [Missing(str(operation))] * len(operation.results)
-        free = [
-            self._values[id(tensor)]
-            for tensor in operation.tensors
-            if isinstance(tensor, FakeTensor) and self._is_free(tensor)
-        ]
-        return rules.RULES[operation.op](self.emit, free, *arguments, **keywords)
+        return RULES[operation.op](self.emit, *arguments, **keywords)
 
     def _value(self, argument: Any) -> Any:
         if not isinstance(argument, Tensor):
@@ -119,11 +113,6 @@ class _Lowering:
             return self._values[id(argument)]
         return Constant(argument)
 
-    def _is_free(self, tensor: Tensor) -> bool:
-        value = self._values[id(tensor)]
-        unwritten = isinstance(value, Feature) and value.written is None
-        return unwritten and self._uses[id(tensor)] == 1
-
 
 def _written(operation: Operation) -> Iterator[Tensor]:
     """The pretended tensors that it writes into."""
@@ -131,6 +120,14 @@ def _written(operation: Operation) -> Iterator[Tensor]:
     for parameter, argument in parameters:
         if parameter.alias_info is not None and parameter.alias_info.is_write:
             yield from (leaf for leaf in [argument] if isinstance(leaf, FakeTensor))
+
+
+def _has_shape(value: Feature | Read, tensor: Tensor) -> bool:
+    """Whether the value is what torch got; a matrix is a map of one pixel a sample."""
+    batch, channels, height, width = value.shape
+    below, right = value.padded if isinstance(value, Read) else (0, 0)
+    sizes = (height + below, width + right)
+    return (batch, channels, *(sizes if tensor.dim() != 2 else ())) == tuple(tensor.shape)
 
 
 def _view(operation: Operation, arguments: Any, keywords: Any) -> Any:

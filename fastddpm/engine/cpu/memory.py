@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -15,10 +16,8 @@ def zeros(count: int) -> Tensor:
     pages = mmap.mmap(-1, max(count, mmap.PAGESIZE))
     # Only Linux has the advice; where huge pages are switched off it is refused.
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass
     return torch.frombuffer(pages, dtype=torch.uint8)[:count]
 
 

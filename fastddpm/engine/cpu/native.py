@@ -39,10 +39,10 @@ class NativeProgram:
         """Take up to ``steps`` steps, the first at the index int64 [1], which counts down; none is
         begun after so many seconds. Returns how many were taken, at least 1."""
         taken = self._library.fastddpm_program_run(self._program, index.data_ptr(), steps, seconds)
+        if taken < 0:
+            raise RuntimeError("a forked process got no threads to run the CPU program")
         return int(taken)
 
     def profile(self, index: Tensor, seconds: Tensor) -> None:
         """Take one step, and add the time of each instruction to seconds, float64 [count]."""
-        self._library.fastddpm_program_profile(
-            self._program, index.data_ptr(), seconds.data_ptr()
-        )
+        self._library.fastddpm_program_profile(self._program, index.data_ptr(), seconds.data_ptr())

@@ -104,9 +104,9 @@ def record(step: Step, plan: Plan) -> Recording:
     return Recording(tuple(recorder.operations), state, index, result)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
 
     def __torch_dispatch__(

@@ -1,15 +1,15 @@
 """What the tensors of a recorded step are for the program: most are not there until they must be.
 
-    Map       a feature map in memory, channels last
-    Feature   what an instruction will write: until then rows, residual and divisor may be added
-    Read      a map, or two joined by channels, as an instruction reads it: normalised, activated,
-              doubled, padded
-    Row       numbers that all pixels of a sample share
-    InOrder   a tensor in torch's order, times a factor plus an offset
-    Divided   a feature that is divided by a number of each step
-    Constant  a tensor that the step holds: a weight, a table, a buffer
-    Index     the step's index
-    Missing   what the program has no instruction for; refused when something reads it
+Map       a feature map in memory, channels last
+Feature   what an instruction will write: until then rows, residual and divisor may be added
+Read      a map, or two joined by channels, as an instruction reads it: normalised, activated,
+          doubled, padded
+Row       numbers that all pixels of a sample share
+InOrder   a tensor in torch's order, times a factor plus an offset
+Divided   a map that is divided by a number of each step
+Constant  a tensor that the step holds: a weight, a table, a buffer
+Index     the step's index
+Missing   what the program has no instruction for; refused when something reads it
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Shape = tuple[int, int, int, int]
 class Map:
     """Pixels of ``channels`` floats, ``stride`` floats apart, from ``address`` on.
 
-    producer: the instruction that writes it as its output ``y``; None: another. statistics: where its statistics are, if anywhere.
+    producer: the instruction that writes it as its output ``y``; None: another. statistics: where
+    its statistics are, if anywhere.
     """
 
     address: int
@@ -71,7 +72,10 @@ class Row:
 @dataclass(eq=False)
 class Feature:
     """(made + bias + row + residual) / divisor, where ``make`` gives the instruction that writes to
-    an output, and emits those that it needs before. written: the map, once it is there."""
+    an output, and emits those that it needs before.
+
+    readers: how many operations read it. written: the map, once it is there.
+    """
 
     shape: Shape
     make: Callable[[Output], Arguments]
@@ -79,7 +83,13 @@ class Feature:
     row: Row | None = None
     residual: Value | None = None
     divisor: float = 1.0
+    readers: int = 0
     written: Map | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its one reader may still add to what is written."""
+        return self.written is None and self.readers == 1 and self.divisor == 1
 
 
 @dataclass(eq=False)
@@ -148,9 +158,9 @@ class InOrder:
 
 @dataclass(frozen=True)
 class Divided:
-    """The feature divided by divisor[step]; divisor: the address of float32 [steps]."""
+    """The map divided by divisor[step]; divisor: the address of float32 [steps]."""
 
-    feature: Feature | Read
+    map: Read
     divisor: int
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from fastddpm.engine.cpu.emitter import Emitter
-from fastddpm.engine.cpu.rules import rule
+from fastddpm.engine.cpu.rules.registry import rule
 from fastddpm.engine.cpu.values import Constant, Index, InOrder, Value
 from fastddpm.engine.plan import CannotPrepare
 from fastddpm.ops.ancestral_step import ANCESTRAL_STEP
@@ -21,7 +19,6 @@ _VARIANCES = {"learned": Variance.LEARNED, "learned_range": Variance.LEARNED_RAN
 @rule(ANCESTRAL_STEP)
 def ancestral_step(
     emit: Emitter,
-    free: Sequence[Any],
     x: InOrder,
     model_output: Value,
     noise: Constant | None,
@@ -70,9 +67,7 @@ def ancestral_step(
 
 
 @rule(torch.ops.aten.copy_.default)
-def copy(
-    emit: Emitter, free: Sequence[Any], to: Constant, value: Value, non_blocking: bool = False
-) -> Constant:
+def copy(emit: Emitter, to: Constant, value: Value, non_blocking: bool = False) -> Constant:
     if not isinstance(to, Constant):
         raise CannotPrepare("only into tensors that the step holds is copied")
     emit.write_in_order(value, emit.address(to.tensor))

@@ -15,15 +15,14 @@ The products are taken in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastddpm.engine.cpu.emitter import Emitter
 from fastddpm.engine.cpu.memory import aligned
-from fastddpm.engine.cpu.rules import convolve, rule
+from fastddpm.engine.cpu.rules.convolution import convolve
+from fastddpm.engine.cpu.rules.registry import rule
 from fastddpm.engine.cpu.values import Constant, Feature, Map, Read, Value
 from fastddpm.ops.program_abi import ALIGN, Arguments, Attention, Output
 from fastddpm.ops.self_attention import SELF_ATTENTION
@@ -31,10 +30,20 @@ from fastddpm.ops.self_attention import SELF_ATTENTION
 
 @rule(SELF_ATTENTION)
 def self_attention(
-    emit: Emitter, free: Sequence[Any], h: Value, *parameters: Constant | int
+    emit: Emitter,
+    h: Value,
+    q_weight: Constant,
+    q_bias: Constant,
+    k_weight: Constant,
+    k_bias: Constant,
+    v_weight: Constant,
+    v_bias: Constant,
+    out_weight: Constant,
+    out_bias: Constant,
+    heads: int,
 ) -> Feature:
-    *constants, heads = parameters
-    w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o = (c.tensor for c in constants)
+    w_q, w_k, w_v, w_o = (v.tensor for v in (q_weight, k_weight, v_weight, out_weight))
+    b_q, b_k, b_v, b_o = (v.tensor for v in (q_bias, k_bias, v_bias, out_bias))
     read = emit.read(h)
     inner, channels = w_q.shape
     if heads == 1 and inner == channels:

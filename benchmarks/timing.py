@@ -7,6 +7,7 @@ ratio of neighbouring times holds where the times themselves drift.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,31 @@ import torch
 
 # Milliseconds that a call took.
 Timer = Callable[[Callable[[], object]], float]
+# Seconds of a contender's turn, at least: many calls of a small network, one of a large.
+TURN = 0.2
+
+
+def wall_milliseconds(call: Callable[[], object]) -> float:
+    """Of the clock on the wall; see ``_mean``."""
+    return _mean(call, time.perf_counter)
+
+
+def processor_milliseconds(call: Callable[[], object]) -> float:
+    """Of all processors that this process has used; see ``_mean``. Neighbours on a busy machine do
+    not lengthen it, but threads that wait by spinning do: it means something for one thread."""
+    return _mean(call, time.process_time)
+
+
+def _mean(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Milliseconds of as many calls as fill a turn, after one that finds the caches and the threads
+    as the contender before left them."""
+    call()
+    count, begin = 0, clock()
+    while True:
+        call()
+        count, passed = count + 1, clock() - begin
+        if passed >= TURN:
+            return 1e3 * passed / count
 
 
 def cuda_milliseconds(call: Callable[[], object]) -> float:
@@ -28,7 +54,7 @@ def cuda_milliseconds(call: Callable[[], object]) -> float:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], rounds: int, timer: Timer = cuda_milliseconds
+    calls: Mapping[str, Callable[[], object]], rounds: int, timer: Timer
 ) -> dict[str, list[float]]:
     """The times of each call, one a round; every round runs all of them in order."""
     times: dict[str, list[float]] = {name: [] for name in calls}

@@ -1,0 +1,174 @@
+"""Our CPU engine beside torch, ONNX Runtime, OpenVINO and MNN, in one command and one JSON file.
+
+For each network and batch, in a process of its own:
+
+    calls    a call of the network: every library at its best setting, taking turns; the ratio of
+             ours to each, round by round; GFLOP a second and the share of the measured peak
+    chain    a step of the whole chain: our sampler, and diffusers' loop around the best rival
+    program  what our program executes, and what it spends outside of the network
+    memory   at the largest batch, each in a process of its own
+
+Run: python -m benchmarks.compare_cpu [--networks cifar10,mnist] [--batch 1,4,16] [--threads N]
+Writes benchmarks/results/cpu_<instruction set>.json. Rivals come with `pip install -e '.[bench]'`;
+those that are not installed are left out by name. MNN's wheel has no AVX-512 instructions: where
+the machine has them, one built with -DMNN_AVX512=ON is the stronger rival, if it is installed
+instead. A wrong output ends its part without figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import parts, report, timing
+from benchmarks.cpu import chain, contenders, machine, measure, memory, networks, peak, program
+from benchmarks.cpu.contenders import OURS, Setup
+from benchmarks.profile_cpu import profiled
+
+BATCHES = {"cifar10": (1, 4, 16), "mnist": (1, 16, 64)}
+# Where peak memory is measured.
+MEMORY_BATCH = 16
+CLOCKS = {"wall": timing.wall_milliseconds, "processor": timing.processor_milliseconds}
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "MNN")
+# Seconds for all parts.
+LIMIT = 4 * 3600.0
+# What keeps the libraries that have a switch to an instruction set; ONNX Runtime has none.
+AVX2 = {"FASTDDPM_CPU_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+
+
+def measured(given: argparse.Namespace, name: str, batch: int) -> Iterator[tuple[str, Any]]:
+    """Yields (section, figures) of one network and batch."""
+    timer = CLOCKS[given.clock]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "network"
+        networks.write(name, folder)
+        setup = Setup(folder, batch, given.threads)
+        ceiling = peak.built(folder, machine.isa(), given.threads)
+        asked = [one for one in contenders.all_contenders() if _wanted(one.name, given)]
+        # A library that is told to do without instructions may crash, and the others with it.
+        crashed = memory.failures(setup, asked) if given.isa else {}
+        asked = [one for one in asked if one.label not in crashed]
+        ready, absent = measure.prepared(setup, asked)
+        yield "absent", absent | crashed
+        chosen, trial = measure.best_settings(setup, ready, timer)
+        yield "settings_ms", trial
+        calls = measure.measured(setup, chosen, given.rounds, ceiling, timer)
+        yield "calls", calls
+        print(table(f"{name}, batch {batch}", calls), flush=True)
+        best = calls["best_rival"]
+        rivals = {} if best is None else {best: chosen[best].call}
+        yield "chain", chain.measured(setup, rivals, given.steps, given.chain_rounds, timer)
+        ours = program.captured(setup)
+        yield "program", _without_instructions(ours, given.rounds, ceiling)
+        if batch == MEMORY_BATCH:
+            yield (
+                "memory",
+                {one.contender.label: memory.taken(setup, one.contender) for one in ready.values()},
+            )
+
+
+def _without_instructions(runner: Any, rounds: int, ceiling: Callable[[], peak.Peak]) -> Any:
+    profile = profiled(runner, rounds, ceiling().flop_per_second)
+    return {key: value for key, value in profile.items() if key not in ("instructions", "layers")}
+
+
+def _wanted(name: str, given: argparse.Namespace) -> bool:
+    no_switch = given.isa == "avx2" and name == "ONNX Runtime"
+    return not no_switch and (not given.only or name in given.only or name.startswith(OURS))
+
+
+def table(title: str, calls: dict[str, Any]) -> str:
+    """A part's calls in Markdown; the ratio is that of ours in float32."""
+    ratios = calls["times_faster_than"].get(OURS, {})
+    lines = [
+        f"| {title} | ms | quartiles | GFLOP/s | of peak | error | × ours |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in calls["contenders"].items():
+        ms, rate = found["call_ms"], found["effective_flop_per_second"] / 1e9
+        cells = [f"{ms['median']:.2f}", f"{ms['low']:.2f} to {ms['high']:.2f}", f"{rate:.0f}"]
+        cells += [f"{found['effective_share_of_peak']:.0%}", f"{found['relative_error']:.1e}"]
+        cells.append(f"{ratios[name]['median']:.2f}" if name in ratios else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    share = calls["processor_share"]["median"]
+    if share < 0.95:
+        lines.append(f"\nThe machine is busy: a thread had a processor {share:.0%} of the time.")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 if every part ran and every output was right, else 1."""
+    given = _parser().parse_args(arguments)
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    if given.isa == "avx2":
+        os.environ.update(AVX2)
+    if given.piece is not None:
+        torch.set_num_threads(given.threads)
+        name, batch = given.part.rsplit("_", 1)
+        parts.write_piece(measured(given, name, int(batch)), given.piece)
+        return 0
+    out = given.out or report.RESULTS / f"cpu_{given.isa or machine.isa()}.json"
+    names = [f"{name}_{batch}" for name in given.networks for batch in given.batch or BATCHES[name]]
+    result = parts.run_all(names, _command(given), out, _header(given), LIMIT)
+    print(f"written: {out}")
+    return 0 if all("error" not in part for part in result["parts"].values()) else 1
+
+
+def _command(given: argparse.Namespace) -> Callable[[str, Path], list[str]]:
+    """The command that measures one part, with the options that this one was given."""
+    shared = ["--threads", given.threads, "--rounds", given.rounds, "--steps", given.steps]
+    shared += ["--chain-rounds", given.chain_rounds, "--clock", given.clock]
+    shared += ["--isa", given.isa] if given.isa else []
+    shared += ["--only", ",".join(given.only)] if given.only else []
+
+    def command(part: str, piece: Path) -> list[str]:
+        start = [sys.executable, "-m", "benchmarks.compare_cpu", "--part", part]
+        return [*start, "--piece", str(piece), *map(str, shared)]
+
+    return command
+
+
+def _header(given: argparse.Namespace) -> dict[str, Any]:
+    origin = report.origin()
+    origin["versions"] |= {name: report.version(name) for name in PACKAGES}
+    options = {"rounds": given.rounds, "clock": given.clock, "isa": given.isa}
+    return {**origin, "machine": machine.described(given.threads), "options": options}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare_cpu", description=(__doc__ or "").splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--networks", type=_words, default=list(networks.NAMES), help="of cifar10,mnist")
+    add("--batch", type=_numbers, help="for instance 1,16 (default: 1,4,16 and 1,16,64)")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of every contender")
+    add("--rounds", type=int, default=15, help="timed turns of each contender")
+    add("--steps", type=int, default=50, help="steps of a timed chain, of the 1000")
+    add("--chain-rounds", type=int, default=5, help="timed chains of each contender")
+    add("--clock", choices=CLOCKS, default="wall", help="processor: for a busy machine, 1 thread")
+    add("--isa", choices=["avx2"], help="an instruction set below the machine's best, for all")
+    add("--only", type=_words, default=[], help="rivals, for instance OpenVINO,MNN")
+    add("--out", type=Path, help="JSON to write (default: benchmarks/results/cpu_<isa>.json)")
+    add("--part", help=argparse.SUPPRESS)
+    add("--piece", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in _words(text)]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,130 @@
+"""Who is compared: our engine and torch's own here, what reads ONNX in onnx_rivals.py.
+
+A contender is prepared for one network, batch and number of threads, and is then a call
+(x [B, C, H, W], t [B]) -> output [B, C', H, W] in the caller's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastddpm
+
+OURS = "fastddpm"
+# An output's relative error against float64, at most; the second for weights in half precision.
+TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-2
+
+# What torch imports when a step is recorded.
+RECORDING = ("torch._dynamo",)
+
+# The output is whatever numpy can read.
+Call = Callable[[Tensor, Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """folder: of the network (networks.write); exported files are kept there, too."""
+
+    folder: Path
+    batch: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One setting of one library.
+
+    name:    the library; of its settings the fastest counts.
+    make:    prepares it; raises ImportError where the library is not installed.
+    modules: what ``make`` imports, for the memory that imports alone take.
+    """
+
+    name: str
+    setting: str
+    make: Callable[[Setup], Call]
+    modules: tuple[str, ...] = ()
+    tolerance: float = TOLERANCE
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith(OURS)
+
+    @property
+    def label(self) -> str:
+        """Name and setting."""
+        return f"{self.name} ({self.setting})"
+
+
+def accelerated(setup: Setup, **options: str) -> Call:
+    """Our CPU engine, called as a user of ``accelerate`` calls it."""
+    unet, _ = fastddpm.from_pretrained(setup.folder)
+    call: Call = fastddpm.accelerate(unet, "cpu", threads=setup.threads, **options)
+    return call
+
+
+def torch_eager(setup: Setup, source: str, form: torch.memory_format) -> Call:
+    """diffusers' network or ours under plain torch."""
+    network = networks_of(setup)[source]().to(memory_format=form)
+
+    @torch.inference_mode()
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        y: Tensor = network(x.contiguous(memory_format=form), t)
+        return y
+
+    return call
+
+
+class Diffusers(torch.nn.Module):
+    """diffusers' network as (x, t) -> tensor."""
+
+    def __init__(self, folder: Path) -> None:
+        from diffusers import UNet2DModel
+
+        super().__init__()
+        self.unet = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        y: Tensor = self.unet(x, t, return_dict=False)[0]
+        return y
+
+
+def networks_of(setup: Setup) -> dict[str, Callable[[], torch.nn.Module]]:
+    """The same network as diffusers and as we write it, each made when it is called for."""
+    return {
+        "diffusers": lambda: Diffusers(setup.folder).eval(),
+        OURS: lambda: fastddpm.from_pretrained(setup.folder)[0],
+    }
+
+
+SOURCES = ("diffusers", OURS)
+FORMS = {"torch": torch.contiguous_format, "torch channels_last": torch.channels_last}
+
+
+def all_contenders() -> list[Contender]:
+    """Ours first, then every setting of every rival."""
+    from benchmarks.cpu import onnx_rivals
+
+    own = [
+        Contender(OURS, f"memory={memory}", partial(accelerated, memory=memory), RECORDING)
+        for memory in ("small", "speed")
+    ]
+    half = partial(accelerated, weights="float16")
+    own.append(Contender(f"{OURS} float16", "weights=float16", half, RECORDING, HALF_TOLERANCE))
+    eager = [
+        Contender(
+            name,
+            f"network of {source}",
+            partial(torch_eager, source=source, form=form),
+            ("diffusers",) if source == "diffusers" else (),
+        )
+        for name, form in FORMS.items()
+        for source in SOURCES
+    ]
+    return own + eager + onnx_rivals.contenders()

@@ -1,0 +1,404 @@
+"""The CPU benchmarks without rivals: what is refused, chosen, counted, and written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from op_backends import needs_library
+from torch import Tensor
+
+# benchmarks/ is no part of the package. Appended, so that nothing installed is shadowed.
+sys.path.append(str(Path(__file__).parents[1]))
+
+import fastddpm
+from benchmarks import compare_cpu, profile_cpu, timing
+from benchmarks.cpu import (
+    chain,
+    contenders,
+    instructions,
+    measure,
+    memory,
+    networks,
+    peak,
+    program,
+    work,
+)
+from benchmarks.cpu.contenders import Call, Contender, Setup
+from fastddpm import UNet, UNetConfig
+from fastddpm.ops.program_abi import Attention, Conv3x3, Convolution, Input, Layout, Output, Packing
+
+PEAK = peak.Peak(1e9, 0.5)
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    """The built-in network, two samples."""
+    folder = tmp_path_factory.mktemp("networks") / "mnist"
+    networks.write("mnist", folder)
+    return Setup(folder, batch=2, threads=1)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Setup:
+    """A network of two levels on images of 8×8, three samples."""
+    config = UNetConfig.ho(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+    _, diffusion = fastddpm.from_pretrained("mnist")
+    fastddpm.save_pretrained(tmp_path / "small", networks.randomised(UNet(config)), diffusion)
+    return Setup(tmp_path / "small", batch=3, threads=1)
+
+
+def right(setup: Setup, factor: float = 1.0) -> Call:
+    unet, _ = fastddpm.from_pretrained(setup.folder)
+    return lambda x, t: unet(x, t).detach().numpy() * factor
+
+
+def contender(name: str, make: Callable[[Setup], Call] = right, **others: Any) -> Contender:
+    return Contender(name, "a setting", make, **others)
+
+
+def fixed(milliseconds: dict[str, float]) -> timing.Timer:
+    """A timer that gives these readings in turn, again and again."""
+    readings = list(milliseconds.values())
+    turn = iter(range(10**6))
+
+    def timer(call: Callable[[], object]) -> float:
+        call()
+        return readings[next(turn) % len(readings)]
+
+    return timer
+
+
+# ---- networks
+
+
+def test_random_weights_are_seeded_and_do_something(small: Setup) -> None:
+    unet, _ = fastddpm.from_pretrained(small.folder)
+    again = networks.randomised(UNet(unet.config))
+    assert all(
+        torch.equal(a, b) for a, b in zip(unet.parameters(), again.parameters(), strict=True)
+    )
+    x, t = networks.inputs(unet, 3)
+    exact = networks.exact(unet, x, t)
+    assert exact.dtype == torch.float64 and exact.shape == (3, 3, 8, 8)
+    assert 0.1 < exact.std() < 10
+    assert next(unet.parameters()).dtype == torch.float32
+
+
+def test_diffusers_reads_the_same_network(small: Setup) -> None:
+    x, t = networks.inputs(fastddpm.from_pretrained(small.folder)[0], 3)
+    sources = contenders.networks_of(small)
+    with torch.no_grad():
+        theirs, own = (sources[name]()(x, t) for name in contenders.SOURCES)
+    torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_network(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cifar10, mnist; got 'cifar'"):
+        networks.write("cifar", tmp_path)
+
+
+# ---- agreement
+
+
+def test_agreement() -> None:
+    expected = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    assert measure.agreement([3.0, 4.5], expected) == pytest.approx(0.1)
+    assert measure.agreement([[3.0, 4.0]], expected) == float("inf")
+    assert measure.agreement(torch.tensor([3.0, 4.0]), expected) == 0
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.0, float("nan")])
+def test_a_wrong_output_is_refused(small: Setup, factor: float) -> None:
+    def wrong(setup: Setup) -> Call:
+        return right(setup, factor)
+
+    with pytest.raises(measure.Disagreement, match=r"b \(a setting\): relative error"):
+        measure.prepared(small, [contender("a"), contender("b", wrong)])
+
+
+def test_a_tolerance_is_the_contenders_own(small: Setup) -> None:
+    def rough(setup: Setup) -> Call:
+        return right(setup, 1.005)
+
+    given = contender("half", rough, tolerance=contenders.HALF_TOLERANCE)
+    ready, _ = measure.prepared(small, [given])
+    assert ready["half (a setting)"].relative_error == pytest.approx(0.005, rel=1e-3)
+
+
+def test_what_is_not_installed_is_named(small: Setup) -> None:
+    def missing(setup: Setup) -> Call:
+        raise ModuleNotFoundError("No module named 'rival'")
+
+    ready, absent = measure.prepared(small, [contender("a"), contender("b", missing)])
+    assert list(ready) == ["a (a setting)"]
+    assert absent == {"b (a setting)": "No module named 'rival'"}
+
+
+def test_rivals_that_are_there_or_not_are_all_named() -> None:
+    everyone = contenders.all_contenders()
+    assert len({one.label for one in everyone}) == len(everyone)
+    names = list(dict.fromkeys(one.name for one in everyone))
+    assert names[0] == contenders.OURS
+    rivals = {"torch", "torch channels_last", "ONNX Runtime", "OpenVINO", "MNN"}
+    assert rivals == {one.name for one in everyone if not one.is_ours}
+
+
+# ---- measuring
+
+
+def test_contenders_see_falling_timesteps(small: Setup) -> None:
+    seen: list[Tensor] = []
+    ready = {"a": measure.Ready(contender("a"), lambda x, t: seen.append(t), 0.0)}
+    call = measure.chains(ready, small)["a"]
+    for _ in range(1001):
+        call()
+    assert [int(t[0]) for t in seen[:3]] == [999, 998, 997]
+    assert int(seen[999][0]) == 0 and int(seen[1000][0]) == 999
+    assert all(t.shape == (3,) for t in seen)
+
+
+def test_the_fastest_setting_of_each_library_goes_on(small: Setup) -> None:
+    given = [
+        Contender("a", "slow", right),
+        Contender("b", "only", right),
+        Contender("a", "fast", right),
+    ]
+    ready, _ = measure.prepared(small, given)
+    timer = fixed({"slow": 5.0, "only": 3.0, "fast": 4.0})
+    chosen, trial = measure.best_settings(small, ready, timer)
+    assert {name: one.contender.setting for name, one in chosen.items()} == {
+        **{"a": "fast", "b": "only"}
+    }
+    assert trial["a (slow)"]["median"] == 5 and len(trial) == 3
+
+
+def test_figures(small: Setup) -> None:
+    names = (contenders.OURS, "slow", "fast")
+    ready, _ = measure.prepared(small, [contender(name) for name in names])
+    chosen = {one.contender.name: one for one in ready.values()}
+    timer = fixed({"ours": 2.0, "slow": 8.0, "fast": 3.0, "peak": 1.0})
+    found = measure.measured(small, chosen, 3, lambda: PEAK, timer)
+    assert json.loads(json.dumps(found)) == found
+    assert found["best_rival"] == "fast"
+    faster = found["times_faster_than"][contenders.OURS]
+    assert {name: ratio["median"] for name, ratio in faster.items()} == {"slow": 4, "fast": 1.5}
+    flop = 3 * work.asked(fastddpm.from_pretrained(small.folder)[0])
+    own = found["contenders"][contenders.OURS]
+    assert found["flop"] == flop > 0
+    assert own["effective_flop_per_second"] == pytest.approx(flop / 2e-3)
+    assert own["effective_share_of_peak"] == pytest.approx(flop / 2e-3 / 1e9)
+    assert own["images_per_second"] == pytest.approx(1500)
+    said = compare_cpu.table("small, batch 3", found)
+    assert "| slow | 8.00 |" in said and "a thread had a processor 50% of the time" in said
+
+
+def test_nobody_to_compare_with() -> None:
+    found = measure.compared({contenders.OURS: [1.0]}, [contenders.OURS])
+    assert found == {"best_rival": None, "times_faster_than": {contenders.OURS: {}}}
+
+
+def test_a_turn_is_filled_after_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    clock = iter([10.0, 10.1, 10.15, 10.5])
+    monkeypatch.setattr(timing.time, "process_time", lambda: next(clock))
+    assert timing.processor_milliseconds(lambda: calls.append(1)) == pytest.approx(500 / 3)
+    assert len(calls) == 4
+
+
+# ---- what is counted
+
+
+def test_flop_of_instructions() -> None:
+    x, y = Input(channels=(5, 3)), Output(channels=7)
+    # Two images of 6×9 are 2×3 tiles each.
+    assert work.flop(Conv3x3(x=x, y=y, batch=2, height=6, width=9)) == 2 * 36 * 12 * 8 * 7
+    wide = Convolution(x=x, y=y, batch=2, height=6, width=9, kernel=3, stride=2)
+    assert work.flop(wide) == 2 * 2 * 54 * 72 * 7
+    assert work.flop(Attention(batch=2, tokens=10, heads=3, head_dim=4)) == 4 * 2 * 100 * 12
+    assert work.flop(Layout(batch=2, channels=3, pixels=4)) == 0
+    assert work.executed([wide, wide]) == 2 * work.flop(wide)
+    assert work.described(wide) == "6×9 5+3→7 3×3 stride 2"
+
+
+def test_flop_that_a_network_asks_for(small: Setup) -> None:
+    """As counted by the layers of diffusers' network, and for attention by hand."""
+    network = contenders.networks_of(small)["diffusers"]()
+    counted = 0
+
+    def count(layer: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal counted
+        counted += 2 * output.numel() * layer.weight[0].numel()
+
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(count)
+    unet, _ = fastddpm.from_pretrained(small.folder)
+    with torch.no_grad():
+        network(*networks.inputs(unet, 1))
+    # Four layers of 4×4 pixels and 16 channels.
+    assert work.asked(unet) == counted + 4 * (4 * 16**2 * 16)
+
+
+@needs_library
+def test_every_case_is_right_as_an_instruction() -> None:
+    cases = instructions.measured(2)
+    assert len({one.name for one in cases}) == len(cases) > 20
+    kinds = {name.split("_")[0] for name in (one.name for one in cases)}
+    assert kinds == {"conv3x3", "convolution", "attention", "pointwise"}
+    for one in cases[::5]:
+        one.program(1)()
+        output, exact = one.output(), one.exact()
+        assert measure.agreement(output, exact.reshape(output.shape)) < 1e-5, one.name
+        assert measure.agreement(one.torchs(), exact) < 1e-5, one.name
+        assert one.bytes > 0
+
+
+@needs_library
+def test_half_precision_weights_are_fewer_bytes() -> None:
+    full, half = (
+        {one.name: one.bytes for one in instructions.measured(1, packing)}
+        for packing in (Packing.FLOAT32, Packing.FLOAT16)
+    )
+    name = "conv3x3_4_256_256"
+    # 256 · 256 · 9 weights, two bytes fewer each, but for the scales.
+    assert full[name] - half[name] == 2 * 256 * 256 * 9 - 4 * 256
+
+
+# ---- the program
+
+
+@needs_library
+def test_a_profile_adds_up(setup: Setup) -> None:
+    runner = program.captured(setup)
+    found = profile_cpu.profiled(runner, 3, 1e12)
+    assert json.loads(json.dumps(found)) == found
+    assert len(found["instructions"]) == len(runner.code)
+    assert all(row["ms"] >= 0 for row in found["instructions"])
+    for part in ("kinds", "layers"):
+        assert sum(row["share"] for row in found[part]) == pytest.approx(1)
+        assert sum(row["ms"] for row in found[part]) == pytest.approx(found["step_ms"])
+        assert sum(row["count"] for row in found[part]) == len(runner.code)
+    assert found["executed_flop"] == work.executed(runner.code) > 0
+    kinds = {row["kind"]: row for row in found["kinds"]}
+    assert {"Conv3x3", "Convolution", "Attention", "Step", "Layout"} <= set(kinds)
+    outside = kinds["Step"]["share"] + kinds["Layout"]["share"]
+    assert found["share_outside_of_the_network"] == pytest.approx(outside)
+    assert "| Conv3x3 | 28×28 32→32 norm silu" in profile_cpu.table(found)
+
+
+@needs_library
+def test_chains_of_ours_and_diffusers_are_the_same_loop(small: Setup) -> None:
+    """diffusers' loop draws other noise, but ends in images of the same kind."""
+    draws = [chain.ours(small, 4), chain.with_diffusers(small, right(small), 4)]
+    for draw in draws:
+        images = draw()
+        assert images.shape == (3, 3, 8, 8)
+        assert images.isfinite().all() and images.abs().max() <= 1
+    found = chain.measured(
+        small, {"rival": right(small)}, 4, 2, fixed({"ours": 8.0, "rival": 16.0})
+    )
+    assert found["step_ms"][contenders.OURS]["median"] == 2
+    assert found["times_faster_than"]["rival"]["median"] == 2
+
+
+# ---- the machine
+
+
+def test_the_peak_is_a_ceiling(tmp_path: Path) -> None:
+    try:
+        measured = peak.built(tmp_path, "baseline", 2)()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    assert measured.flop_per_second > 1e8
+    assert 0 < measured.processor_share < 1.5
+
+
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match="no C\\+\\+ compiler 'no-such-compiler'"):
+        peak.built(tmp_path, "baseline", 1)
+
+
+@pytest.mark.skipif(not memory.STATUS.is_file(), reason="needs /proc")
+def test_memory_of_a_process_of_its_own(setup: Setup) -> None:
+    """Its parent's memory, held here, must not show in it."""
+    held = torch.ones(1 << 28)  # 1 GiB
+    own = next(one for one in contenders.all_contenders() if one.label.startswith("torch (network"))
+    found = memory.taken(setup, own)
+    assert 0 < found["resting"] <= found["peak"] < held.numel() * 4
+    unknown = contender("nobody")
+    assert list(memory.failures(setup, [unknown])) == [unknown.label]
+    assert memory.failures(setup, [unknown])[unknown.label].startswith("exit code 1: ")
+
+
+@pytest.mark.skipif(not memory.STATUS.is_file(), reason="needs /proc")
+def test_peak_memory_is_above_what_rests(setup: Setup) -> None:
+    def greedy(given: Setup) -> Call:
+        torch.ones(1 << 26)  # 256 MiB, freed at once
+        return right(given)
+
+    found = memory.measured(setup, contender("greedy", greedy))
+    assert found["peak"] - found["resting"] > 1 << 27
+
+
+# ---- the command
+
+
+def test_parts_get_the_same_options() -> None:
+    parser = compare_cpu._parser()
+    words = "--batch 1,4 --threads 3 --rounds 5 --steps 7 --clock processor --isa avx2 --only MNN,x"
+    given = parser.parse_args(words.split())
+    own = compare_cpu._command(given)("mnist_4", Path("piece"))[3:]
+    again = parser.parse_args(own)
+    assert (again.part, again.piece) == ("mnist_4", Path("piece"))
+    same = ("threads", "rounds", "steps", "chain_rounds", "clock", "isa", "only")
+    assert all(getattr(again, name) == getattr(given, name) for name in same)
+
+
+def test_who_is_wanted() -> None:
+    given = compare_cpu._parser().parse_args(["--only", "MNN", "--isa", "avx2"])
+    wanted = {
+        one.name for one in contenders.all_contenders() if compare_cpu._wanted(one.name, given)
+    }
+    assert wanted == {contenders.OURS, f"{contenders.OURS} float16", "MNN"}
+    given.only = []
+    assert not compare_cpu._wanted("ONNX Runtime", given) and compare_cpu._wanted("MNN", given)
+
+
+@needs_library
+def test_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All sections of a part, with ours alone."""
+    monkeypatch.setattr(compare_cpu, "MEMORY_BATCH", 2)
+    monkeypatch.setattr(timing, "TURN", 0.0)
+    monkeypatch.setattr(memory, "taken", lambda setup, contender: {"peak": 1})
+    line = "--only none --threads 1 --rounds 1 --steps 2 --chain-rounds 1"
+    given = compare_cpu._parser().parse_args(line.split())
+    found = dict(compare_cpu.measured(given, "mnist", 2))
+    assert list(found) == ["absent", "settings_ms", "calls", "chain", "program", "memory"]
+    assert set(found["calls"]["contenders"]) == {contenders.OURS, f"{contenders.OURS} float16"}
+    assert found["calls"]["contenders"][contenders.OURS]["relative_error"] < 1e-5
+    assert found["calls"]["best_rival"] is None
+    assert found["program"]["executed_flop"] > 0
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_wrong_output_leaves_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = contender(contenders.OURS, lambda setup: right(setup, 1.1))
+    monkeypatch.setattr(contenders, "all_contenders", lambda: [wrong])
+    line = f"--part mnist_1 --piece {tmp_path / 'piece'} --threads 1"
+    with pytest.raises(measure.Disagreement):
+        compare_cpu.main(line.split())
+    assert not (tmp_path / "piece").exists()

@@ -1,0 +1,350 @@
+"""From a step to instructions: what they compute, shown by the interpreter in float64, and how few
+they are."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from cpu_program.interpreter import Memory, run
+from cpu_program.steps import CPU, MORE, REFUSED, call_step, error, exactly, lowered
+from torch import Tensor
+from torch.nn import functional as F
+from unet_networks import VARIANTS, conditions, images, network
+
+from fastddpm import GaussianDiffusion, NoiseSchedule, ops
+from fastddpm.engine import CannotPrepare
+from fastddpm.engine.cpu.arena import Arena, pointers
+from fastddpm.engine.cpu.lowering import Lowered
+from fastddpm.ops.program_abi import ALIGN_BYTES, Conv3x3, Convolution, Output, Pointwise, Resample
+from fastddpm.sampler.ancestral import AncestralStep, StepTables
+from fastddpm.sampler.unet_network import PlainNetwork
+from fastddpm.unet import UNet
+
+pytestmark = pytest.mark.skipif(
+    ops.library.cpu_library().handle is None, reason="weights are packed by the library"
+)
+
+NETWORKS = {name: v for name, v in VARIANTS.items() if name not in REFUSED} | MORE
+
+
+def interpreted(unet: UNet, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    """The network's output, as the interpreter of its program has it: float64."""
+    state, step = x.clone(), call_step(unet, x, t, labels)
+    program = lowered(step, state)
+    memory = Memory(program, state, step.output)
+    run(program, memory, 0)
+    return memory.at(step.output.data_ptr(), step.output.shape, step.output.stride())
+
+
+def kinds(program: Lowered) -> Counter[str]:
+    return Counter(type(arguments).__name__ for arguments in program.code)
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("name", NETWORKS)
+    def test_a_program_computes_what_the_network_does(self, name: str) -> None:
+        unet = network(**NETWORKS[name])
+        x, (t, labels) = images(unet), conditions(unet)
+        assert error(interpreted(unet, x, t, labels), exactly(unet, x, t, labels)) < 1e-13
+
+    @pytest.mark.parametrize("name", ["ho", "openai", "pool"])
+    def test_maps_need_not_be_square(self, name: str) -> None:
+        unet, t = network(**VARIANTS[name]), torch.tensor([3, 700, 11])
+        x = torch.randn(3, 3, 8, 12)
+        assert error(interpreted(unet, x, t, None), exactly(unet, x, t, None)) < 1e-13
+
+    @pytest.mark.parametrize("variance", ["fixed_large", "learned", "learned_range"])
+    @pytest.mark.parametrize("name", ["ho", "conditional", "fourier", "gray_centred"])
+    def test_a_step_of_a_chain(self, name: str, variance: str) -> None:
+        outputs = 1 if name == "gray_centred" else 3
+        doubled = outputs * (1 if variance == "fixed_large" else 2)
+        unet = network(**VARIANTS[name] | {"out_channels": doubled})
+        diffusion = GaussianDiffusion(NoiseSchedule.linear(4, 0.1, 0.3), variance=variance)
+        ours, theirs = (chain_step(unet, diffusion) for _ in range(2))
+        program = lowered(ours, state := images(unet), 4)
+        memory = Memory(program, state)
+        x = state.clone()
+        for i in (3, 2, 1, 0):
+            run(program, memory, i)
+            memory.write_back()
+            with torch.no_grad():
+                theirs(x, torch.tensor([i]))
+            close = {"rtol": 1e-4, "atol": 1e-4, "equal_nan": name == "fourier" and i == 0}
+            torch.testing.assert_close(state, x, **close)
+            torch.testing.assert_close(ours.x_0, theirs.x_0, **close)
+        assert "Step" in kinds(program)
+
+
+@torch.no_grad()
+def chain_step(unet: UNet, diffusion: GaussianDiffusion) -> AncestralStep:
+    x, labels = images(unet), conditions(unet)[1]
+    tables = StepTables.of(diffusion, CPU)
+    draw = ops.Draw.of(5, torch.tensor([4, 9]), tables.timesteps)
+    plain = PlainNetwork(unet, CPU, tables.network_t)
+    made = {"labels": labels, "x_0": torch.zeros_like(x)}
+    return AncestralStep(plain, diffusion, tables, tuple(x.shape), draw, **made)
+
+
+class TestFusions:
+    def test_the_ho_network(self) -> None:
+        unet = network(**VARIANTS["ho"])
+        program = lowered(call_step(unet, images(unet), *conditions(unet)), images(unet))
+        convolutions = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d)]
+        attentions = 4
+        count = kinds(program)
+        # Queries and values of an attention are one product; its output one with the values.
+        assert count["Conv3x3"] + count["Convolution"] == len(convolutions) + attentions
+        # Keys are a map of their own; no sum, no concatenation and no padding is.
+        assert count["Pointwise"] == count["Attention"] == attentions
+        assert count["Layout"] == 2
+        doubled = [a for a in program.code if isinstance(a, Conv3x3) and a.doubled]
+        assert len(doubled) == 1
+        joined = [a for a in program.code if isinstance(a, Conv3x3) and a.x.channels[1]]
+        assert len(joined) == 4
+        one_sided = [a for a in program.code if isinstance(a, Convolution) and a.stride == 2]
+        assert [(a.padding, a.height, a.input_height) for a in one_sided] == [(0, 4, 8)]
+
+    def test_many_heads_are_three_instructions(self) -> None:
+        unet = network()
+        program = lowered(call_step(unet, images(unet), *conditions(unet)), images(unet))
+        convolutions = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d)]
+        count = kinds(program)
+        assert count["Conv3x3"] + count["Convolution"] == len(convolutions) + 2 * 4
+        assert count["Pointwise"] == 0
+
+    def test_statistics_are_written_by_those_who_write_the_map(self) -> None:
+        unet = network(**VARIANTS["openai"])
+        program = lowered(call_step(unet, images(unet), *conditions(unet)), images(unet))
+        assert kinds(program)["Statistics"] == 0
+        assert kinds(program)["Norm"] > 10
+
+    def test_a_step_of_a_labelled_network_has_one_product_for_all_rows(self) -> None:
+        unet = network(**VARIANTS["conditional"])
+        diffusion = GaussianDiffusion(NoiseSchedule.linear(4))
+        labelled = kinds(lowered(chain_step(unet, diffusion), images(unet), 4))
+        unet = network()
+        plain = kinds(lowered(chain_step(unet, diffusion), images(unet), 4))
+        assert labelled - plain == Counter(Convolution=1, Pointwise=1, Layout=1)
+
+    def test_halves_of_a_block_are_maps_of_their_own(self) -> None:
+        unet = network(**VARIANTS["openai"])
+        program = lowered(call_step(unet, images(unet), *conditions(unet)), images(unet))
+        resampled = [a.resample for a in program.code if isinstance(a, Pointwise)]
+        assert resampled == [Resample.HALVE, Resample.HALVE, Resample.DOUBLE]
+
+
+class Layer:
+    """A step around one function of its weights and the state, [2, 16, 4, 4]."""
+
+    def __init__(self, function: Any) -> None:
+        torch.manual_seed(0)
+        self.square = torch.randn(16, 16, 3, 3)
+        self.wide = torch.randn(16, 48, 3, 3)
+        self.point = torch.randn(16, 32, 1, 1)
+        self.scale = torch.rand(16)
+        self.image = torch.randn(1, 16, 4, 4)
+        self._function = function
+
+    def __call__(self, x: Tensor, i: Tensor) -> Tensor:
+        result: Tensor = self._function(self, x)
+        return result
+
+    def exactly(self, x: Tensor) -> Tensor:
+        """The result in float64."""
+        double = Layer(self._function)
+        for name, value in vars(self).items():
+            setattr(double, name, value.double() if isinstance(value, Tensor) else value)
+        return double(x.double(), torch.zeros(1))
+
+
+def convolved(m: Layer, x: Tensor) -> Tensor:
+    return F.conv2d(x, m.square, padding=1)
+
+
+def read_twice(m: Layer, x: Tensor) -> Tensor:
+    """Neither sum may go into what makes y."""
+    y = convolved(m, x)
+    return (y + x) + F.silu(y)
+
+
+def added_to_itself(m: Layer, x: Tensor) -> Tensor:
+    y = convolved(m, x)
+    return y + y
+
+
+class TestOrders:
+    """Orders of layers that no U-Net of ours has."""
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda m, x: x * 1.0,
+            lambda m, x: (x * 2 - 1) * 3 + 0.5,
+            lambda m, x: F.silu(F.silu(x)),
+            lambda m, x: F.silu(F.interpolate(F.avg_pool2d(F.silu(x), 2), scale_factor=2.0)),
+            lambda m, x: F.avg_pool2d(F.interpolate(F.silu(x), scale_factor=2.0), 2),
+            lambda m, x: F.group_norm(F.silu(F.group_norm(x, 4, m.scale)), 2, None, m.scale),
+            lambda m, x: F.group_norm(F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0), 2),
+            lambda m, x: convolved(m, x) / 2 + x,
+            lambda m, x: (convolved(m, x) + x) / 3 / 2,
+            lambda m, x: (convolved(m, x) + x) + convolved(m, F.silu(x)),
+            lambda m, x: x + F.silu(x),
+            read_twice,
+            added_to_itself,
+            lambda m, x: F.conv2d(F.pad(F.silu(x), (0, 2, 0, 2)), m.square),
+            lambda m, x: F.conv2d(torch.cat([x, F.silu(x), x], 1), m.wide, padding=1),
+            lambda m, x: F.conv2d(torch.cat([F.silu(x), x], 1), m.point),
+            lambda m, x: convolved(m, F.group_norm(x, 4) + m.scale.view(1, 16, 1, 1)),
+        ],
+    )
+    def test_are_computed(self, function: Any) -> None:
+        step, x = Layer(function), torch.randn(2, 16, 4, 4)
+        program = lowered(step, state := x.clone())
+        memory = Memory(program, state)
+        run(program, memory, 0)
+        got = memory.at(state.data_ptr(), x.shape, x.stride())
+        torch.testing.assert_close(got, step.exactly(x), rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize(
+        ("function", "why"),
+        [
+            (lambda m, x: F.mish(x), r"aten\.mish\.default at .*lowering\.py:\d+"),
+            (lambda m, x: convolved(m, x.tanh()), r"aten\.convolution.*reads what aten\.tanh"),
+            (lambda m, x: x + x.mean(), r"aten\.mean"),
+            (lambda m, x: F.conv2d(x, m.square * 2, padding=1), "Constant is not multiplied"),
+            (lambda m, x: x + m.scale[:1].view(1, 1, 1, 1), "row of 1 numbers"),
+            (lambda m, x: x + convolved(m, x[:1]), "no row"),
+            (lambda m, x: convolved(m, x) + m.image, "different shapes"),
+            (lambda m, x: F.conv2d(x, m.square, padding=1, dilation=1, groups=1) * 2, "multiplied"),
+            (lambda m, x: F.conv2d(x, m.square[:, :8], padding=1, groups=2), "grouped"),
+            (lambda m, x: F.pad(x, (1, 0, 1, 0))[..., :4, :4], "below and to the right only"),
+            (lambda m, x: x.add_(1), r"aten\.add_\.Tensor.*no instruction"),
+            (lambda m, x: F.interpolate(x, scale_factor=3.0)[..., :4, :4], "enlarged by two"),
+            (lambda m, x: F.group_norm(x, 4) * (1 + m.scale.view(1, 16, 1, 1)), "side by side"),
+            (lambda m, x: x / m.scale.view(1, 16, 1, 1), "one number"),
+            (lambda m, x: x if x.sum() > 0 else -x, "reads values of tensors"),
+        ],
+    )
+    def test_are_refused_by_name(self, function: Any, why: str) -> None:
+        with pytest.raises(CannotPrepare, match=why):
+            lowered(Layer(function), torch.randn(2, 16, 4, 4))
+
+    def test_what_nobody_reads_is_not_refused(self) -> None:
+        def function(m: Layer, x: Tensor) -> Tensor:
+            x.tanh()
+            return convolved(m, x)
+
+        assert kinds(lowered(Layer(function), torch.randn(2, 16, 4, 4)))["Conv3x3"] == 1
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("name", "why"),
+        [
+            ("mish", r"aten\.mish\.default at .*\.py:\d+"),
+            ("1d", r"aten\.convolution\.default at .*weights \[8, 3, 3\]"),
+            ("3d", r"aten\.convolution\.default at .*weights \[8, 3, 3, 3, 3\]"),
+            ("fourier", r"aten\.div\.Tensor at .*one a step"),
+        ],
+    )
+    def test_of_networks(self, name: str, why: str) -> None:
+        unet = network(**VARIANTS[name])
+        with pytest.raises(CannotPrepare, match=why):
+            lowered(call_step(unet, images(unet), *conditions(unet)), images(unet))
+
+    def test_of_half_precision(self) -> None:
+        unet = network().bfloat16()
+        rows, t = unet.time_rows(torch.tensor([3, 700])).detach(), torch.tensor([3, 700])
+
+        def step(x: Tensor, i: Tensor) -> Tensor:
+            return unet.denoise(x.bfloat16(), rows, t).float()
+
+        with pytest.raises(CannotPrepare, match=r"reads what aten\._to_copy"):
+            lowered(step, images(unet))
+
+    def test_of_tables_that_are_too_short_or_read_elsewhere(self) -> None:
+        table, other = torch.randn(3, 16), torch.zeros(1, dtype=torch.int64)
+
+        def step(index: Any) -> Any:
+            def add_row(x: Tensor, i: Tensor) -> Tensor:
+                row = ops.table_row(table, i if index is None else index)
+                return x + row.expand(2, -1)[:, :, None, None]
+
+            return add_row
+
+        x = torch.randn(2, 16, 4, 4)
+        lowered(step(None), x, num_steps=3)
+        with pytest.raises(CannotPrepare, match="3 rows serves no 4 steps"):
+            lowered(step(None), x, num_steps=4)
+        with pytest.raises(CannotPrepare, match="step's index"):
+            lowered(step(other), x, num_steps=3)
+
+    def test_of_a_state_that_is_read_after_it_was_written(self) -> None:
+        unet = network()
+        step = chain_step(unet, GaussianDiffusion(NoiseSchedule.linear(4)))
+        with pytest.raises(CannotPrepare, match=r"reads what fastddpm\.ancestral_step_"):
+            lowered(lambda x, i: F.silu(step(x, i)), images(unet), 4)
+
+    def test_mistakes_of_the_step_go_through(self) -> None:
+        unet = network()
+        step = call_step(unet, images(unet), *conditions(unet))
+        with pytest.raises(ValueError, match=r"x must have shape \[B, 3"):
+            lowered(step, torch.randn(2, 4, 8, 8))
+        with pytest.raises(ValueError, match="returns a state like the one it gets"):
+            lowered(lambda x, i: x[:1], torch.randn(2, 4, 8, 8))
+
+
+class TestArena:
+    def test_floats_lie_inside_aligned_and_are_used_again(self) -> None:
+        unet = network(**MORE["three_levels"])
+        program = lowered(call_step(unet, images(unet), *conditions(unet)), images(unet))
+        begin = program.arena.data_ptr()
+        end = begin + program.arena.numel()
+        maps = [a.y.data for a in program.code if hasattr(a, "y")]
+        assert all(begin <= data < end and data % ALIGN_BYTES == 0 for data in maps)
+        assert len(set(maps)) < len(maps) / 2
+        every = [pointer.value for a in program.code for pointer in pointers(a)]
+        assert max(every) < 1 << 48
+
+    def test_what_lives_at_the_same_time_lies_apart(self) -> None:
+        arena = Arena()
+        names = [arena.reserve(floats) for floats in (40, 10, 30, 20, 5)]
+        # 0 and 1 meet, 1 and 2, 2 and 3; 4 nobody names.
+        code = [writing(names[0], None), writing(names[1], names[0])]
+        code += [writing(names[2], names[1]), writing(names[3], names[2])]
+        arena.place(code)
+        begins = [a.y.data - arena.memory.data_ptr() for a in code]
+        spans = list(zip(begins, SIZES, strict=True))
+        for (first, size), (second, other) in pairwise(spans):
+            assert first + size <= second or second + other <= first
+        assert len(arena.memory) == 192 + 64
+
+    def test_a_sum_takes_the_place_of_a_residual_that_nobody_reads_later(self) -> None:
+        arena = Arena()
+        residual, kept, first, second = (arena.reserve(64) for _ in range(4))
+        code = [writing(residual, None), writing(kept, None)]
+        code += [writing(first, kept, residual), writing(second, first, kept)]
+        arena.place(code)
+        assert code[2].y.data == code[0].y.data
+        # The last one reads its residual nowhere else; the third reads what it would overwrite.
+        assert code[3].y.data == code[1].y.data
+        arena = Arena()
+        residual, out = arena.reserve(64), arena.reserve(64)
+        code = [writing(residual, None), writing(out, residual, residual)]
+        arena.place(code)
+        assert code[1].y.data != code[0].y.data
+
+
+SIZES = [math.ceil(floats * 4 / ALIGN_BYTES) * ALIGN_BYTES for floats in (40, 10, 30, 20)]
+
+
+def writing(to: int, source: int | None, residual: int | None = None) -> Pointwise:
+    y = Output(data=to, stride=16, residual=residual, residual_stride=16)
+    made = Pointwise(y=y)
+    made.x.data[0] = source
+    return made
