@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from unet_networks import VARIANTS, conditions, images, network
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, ops
 from fastddpm.engine import CannotPrepare
-from fastddpm.engine.cpu.arena import Arena, pointers
+from fastddpm.engine.cpu.arena import Arena, _Piece, pointers
 from fastddpm.engine.cpu.lowering import Lowered
 from fastddpm.ops.program_abi import ALIGN_BYTES, Conv3x3, Convolution, Output, Pointwise, Resample
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
@@ -234,6 +235,10 @@ class TestOrders:
         with pytest.raises(CannotPrepare, match=why):
             lowered(Layer(function), torch.randn(2, 16, 4, 4))
 
+    def test_what_is_read_twice_is_computed_once(self) -> None:
+        program = lowered(Layer(read_twice), torch.randn(2, 16, 4, 4))
+        assert kinds(program) == Counter(Layout=2, Conv3x3=1, Pointwise=3)
+
     def test_what_nobody_reads_is_not_refused(self) -> None:
         def function(m: Layer, x: Tensor) -> Tensor:
             x.tanh()
@@ -311,6 +316,23 @@ class TestArena:
         every = [pointer.value for a in program.code for pointer in pointers(a)]
         assert max(every) < 1 << 48
 
+    @pytest.mark.parametrize("name", ["openai", "conditional", "groups_straddle_the_join"])
+    def test_an_instruction_stays_within_the_floats_it_names(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arenas: list[Arena] = []
+        place = Arena.place
+        # So that all pieces lie apart.
+        monkeypatch.setattr(_Piece, "meets", lambda self, other: True)
+        monkeypatch.setattr(Arena, "place", lambda self, c: (arenas.append(self), place(self, c)))
+        unet = network(**NETWORKS[name])
+        step = call_step(unet, images(unet), *conditions(unet))
+        program = lowered(step, state := images(unet))
+        memory = Fenced(program, state, step.output)
+        memory.pieces = arenas[0].pieces
+        run(program, memory, 0)
+        assert memory.looks > 100
+
     def test_what_lives_at_the_same_time_lies_apart(self) -> None:
         arena = Arena()
         names = [arena.reserve(floats) for floats in (40, 10, 30, 20, 5)]
@@ -338,6 +360,22 @@ class TestArena:
         code = [writing(residual, None), writing(out, residual, residual)]
         arena.place(code)
         assert code[1].y.data != code[0].y.data
+
+
+class Fenced(Memory):
+    """Every access to the arena lies within one piece of it."""
+
+    pieces: list[tuple[int, int]]
+    looks = 0
+
+    def at(self, address: int, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+        last = address + 4 * sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        begin = min(begin for begin, _ in self.pieces)
+        end = max(begin + size for begin, size in self.pieces)
+        if begin <= address < end:
+            self.looks += 1
+            assert any(begin <= address and last < begin + size for begin, size in self.pieces)
+        return super().at(address, shape, strides)
 
 
 SIZES = [math.ceil(floats * 4 / ALIGN_BYTES) * ALIGN_BYTES for floats in (40, 10, 30, 20)]

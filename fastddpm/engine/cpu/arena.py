@@ -76,6 +76,12 @@ class Arena:
                     within = pointer.value - piece.name
                     pointer.set(self.memory.data_ptr() + piece.offset + within)
 
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """(address, bytes) of everything that has been placed."""
+        begin = self.memory.data_ptr()
+        return [(begin + piece.offset, piece.size) for piece in self._pieces if piece.offset >= 0]
+
     def _piece(self, name: int) -> _Piece | None:
         if name < _FIRST_NAME:
             return None
