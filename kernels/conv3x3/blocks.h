@@ -20,12 +20,15 @@ constexpr int64_t PIECE_TILES = 64;
 // Input channels whose V lies together and whose U is a piece's: 32 KB of a panel for a frequency.
 constexpr int64_t SLAB = 256;
 constexpr int64_t U_FREQUENCY = SLAB * PANEL + 16;  // floats between two frequencies of U
-// So few tiles are multiplied in registers; the distances between two tiles and two frequencies of
-// V are constants then.
-constexpr int64_t FEW = MAX_ROWS > 6 || VECTORS > 2 ? 4 : 2;
+// So few tiles are multiplied in registers, REGISTER_TILES at a time (32 vectors or 16); distances
+// between two tiles and two frequencies of V are constants then.
+constexpr int64_t FEW = 8;
+constexpr int REGISTER_TILES = VECTORS * MAX_ROWS >= 24 ? 4 : 2;
 constexpr int64_t FEW_TILE = SLAB + 16, FEW_FREQUENCY = (FEW * FEW_TILE / 16 | 1) * 16;
 // Input channels that are normalised and transformed together.
 constexpr int64_t CHUNK = 64;
+// Floats between two pixels of the ring: a chunk, and what a last vector writes beyond it.
+constexpr int64_t RING_PIXEL = CHUNK + 16;
 // Lines that are transformed together: 2 of 4 n + 2 rows of pixels are read twice.
 constexpr int64_t RUN_LINES = 8;
 constexpr int64_t BLOCK_BYTES = 8 << 20;
@@ -65,7 +68,7 @@ struct Blocks {
     const int64_t tiles = piece_lines * across;
     slab = smaller(in, round_up(quotient_up(in, quotient_up(in, SLAB)), CHUNK));
     const bool transformed = conv.packing == FASTDDPM_PACKING_TRANSFORMED;
-    few = tiles <= FEW && !transformed;
+    few = lines * across <= FEW && !transformed;
     depth = smaller(slab, few ? 64 : tiles < 16 && !transformed ? 512 / PANEL : SLAB);
     v_tile = few ? FEW_TILE : odd_lines(slab);
     const int64_t slabs = quotient_up(in, slab);
@@ -77,7 +80,7 @@ struct Blocks {
     v_slab = odd_lines(FREQUENCIES * v_frequency);
     shared = slabs * v_slab;
     m_tile = odd_lines(FREQUENCIES * PANEL);
-    row = odd_lines((across * TILE + 2) * CHUNK);
+    row = odd_lines((across * TILE + 2) * RING_PIXEL);
     member = POINTS * U_FREQUENCY + tiles * m_tile + POINTS * row;
   }
 

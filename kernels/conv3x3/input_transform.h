@@ -28,19 +28,19 @@ static void read_part_of_row(const fastddpm_conv3x3& conv, int part, int64_t ima
     for (int64_t c = begin; c < end; c += 16) __builtin_prefetch(next + c);
   }
   read_pixels(x, part, image, pixel, width, begin, end, to + begin + before - first,
-              CHUNK << doubled);
+              RING_PIXEL << doubled);
 }
 
 // Row y of the (enlarged) input into `to`, which begins with the zeros left of the image.
 static void read_row(const fastddpm_conv3x3& conv, int64_t image, int64_t y, int64_t first,
                      float* to) {
-  to += CHUNK;
-  if (y < 0 || y >= conv.height) return clear(to, conv.width * CHUNK);
+  to += RING_PIXEL;
+  if (y < 0 || y >= conv.height) return clear(to, conv.width * RING_PIXEL);
   read_part_of_row(conv, 0, image, y, first, to);
   // The second part overwrites what the first has written beyond its end.
   read_part_of_row(conv, 1, image, y, first, to);
   for (int64_t x = 0; conv.doubled && x < conv.width; x += 2) {
-    memcpy(to + (x + 1) * CHUNK, to + x * CHUNK, CHUNK * sizeof(float));
+    memcpy(to + (x + 1) * RING_PIXEL, to + x * RING_PIXEL, CHUNK * sizeof(float));
   }
 }
 
@@ -52,7 +52,7 @@ static void transform_line(const Blocks& blocks, int64_t channels, int64_t line,
   for (int64_t y = 0; y < POINTS; ++y) rows[y] = ring + (line * TILE + y) % POINTS * blocks.row;
   for (int64_t tile = 0; tile < blocks.across; ++tile, v += blocks.v_tile) {
     for (int64_t c = 0; c < channels; c += LANES) {
-      transform_input(rows, tile * TILE * CHUNK + c, CHUNK, v + c, blocks.v_frequency);
+      transform_input(rows, tile * TILE * RING_PIXEL + c, RING_PIXEL, v + c, blocks.v_frequency);
     }
   }
 }

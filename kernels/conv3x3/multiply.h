@@ -116,14 +116,21 @@ static inline void multiply_in_registers(const Number* g, int64_t count, int64_t
   }
 }
 
-template <int TILES, typename Number, int ROW = 0>
+template <typename Number, int ROW = 0>
 static inline void multiply_few_rows(const Piece& piece, int64_t vector, int64_t first,
                                      int64_t count) {
-  multiply_in_registers<ROW, TILES>(piece.weights<Number>(vector, first), count, piece.blocks.depth,
-                                    piece.v_of(ROW, first), piece.m(ROW) + vector * LANES,
-                                    piece.blocks.m_tile, first == 0);
+  const Number* const g = piece.weights<Number>(vector, first);
+  const int64_t m_tile = piece.blocks.m_tile, groups = quotient_up(piece.tiles, REGISTER_TILES);
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t tile = piece.tiles * group / groups;
+    with_rows<REGISTER_TILES>(piece.tiles * (group + 1) / groups - tile, [&](auto tiles) {
+      multiply_in_registers<ROW, decltype(tiles)::value>(
+          g, count, piece.blocks.depth, piece.v_of(ROW, first) + tile * FEW_TILE,
+          piece.m(ROW) + vector * LANES + tile * m_tile, m_tile, first == 0);
+    });
+  }
   if constexpr (ROW + 1 < POINTS) {
-    multiply_few_rows<TILES, Number, ROW + 1>(piece, vector, first, count);
+    multiply_few_rows<Number, ROW + 1>(piece, vector, first, count);
   }
 }
 
@@ -131,14 +138,11 @@ static inline void multiply_few_rows(const Piece& piece, int64_t vector, int64_t
 template <int WIDTH, typename Number>
 static void multiply_few(const Piece& piece) {
   const int64_t in = piece.blocks.in, depth = piece.blocks.depth;
-  with_rows<FEW>(piece.tiles, [&](auto tiles) {
-    for (int64_t vector = 0; vector < WIDTH; ++vector) {
-      for (int64_t first = 0; first < in; first += depth) {
-        multiply_few_rows<decltype(tiles)::value, Number>(piece, vector, first,
-                                                          smaller(depth, in - first));
-      }
+  for (int64_t vector = 0; vector < WIDTH; ++vector) {
+    for (int64_t first = 0; first < in; first += depth) {
+      multiply_few_rows<Number>(piece, vector, first, smaller(depth, in - first));
     }
-  });
+  }
 }
 
 template <int WIDTH>
