@@ -26,7 +26,8 @@ from torch import Tensor
 # and device. What else it reads and writes lies in tensors whose addresses stay. It may have a
 # method ``begin(x)``, called with the state before the first step of every run: there it puts back
 # whatever it carries from one step to the next (the first network input, a flag of its own).
-# Engines call the step more often than the chain has steps (to warm up), each time after ``begin``.
+# Engines call the step more often than the chain has steps (to warm up), each time after ``begin``,
+# and some once without it on tensors that have no memory (torch's FakeTensor), to record it.
 Step = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from unet_networks import VARIANTS, images
 
+from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler
 from fastddpm.engine import Plan
 from fastddpm.engine.cpu.lowering import Lowered, lower
 from fastddpm.engine.cpu.options import CpuOptions
 from fastddpm.engine.cpu.packed import PackedWeights
 from fastddpm.engine.cpu.recording import record
+from fastddpm.ops.library import cpu_library
 from fastddpm.sampler.call import PlainCallStep
 from fastddpm.sampler.unet_network import PlainNetwork
 from fastddpm.unet import UNet
@@ -37,6 +41,12 @@ MORE: dict[str, dict[str, Any]] = {
 }
 # What has no instructions; Fourier features divide by a number for each sample in a single call.
 REFUSED = ("mish", "1d", "3d", "fourier")
+NETWORKS = {name: v for name, v in VARIANTS.items() if name not in REFUSED} | MORE
+
+LIBRARY = cpu_library()
+needs_library = pytest.mark.skipif(LIBRARY.handle is None, reason=LIBRARY.reason or "never")
+
+DIFFUSION = GaussianDiffusion(NoiseSchedule.linear(6, 0.05, 0.3))
 
 
 def call_step(unet: UNet, x: Tensor, t: Tensor, labels: Tensor | None) -> PlainCallStep:
@@ -65,3 +75,13 @@ def exactly(unet: UNet, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
 def error(got: Tensor, exact: Tensor) -> float:
     """Relative, in the Euclidean norm."""
     return float((got.double() - exact).norm() / exact.norm())
+
+
+def sampler(unet: UNet, **options: Any) -> Sampler:
+    """Of engine "cpu", over six steps."""
+    return Sampler(unet, DIFFUSION, "cpu", shape=images(unet).shape[1:], **options)
+
+
+def held(chain: Sampler) -> Any:
+    """The runner that a sampler used last."""
+    return next(reversed(chain._chain._kept._kept.values())).runner
