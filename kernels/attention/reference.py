@@ -23,7 +23,7 @@ def attention(
     divisor: float = 1.0,
 ) -> Tensor:
     """y [B, N, C]. q, k, v, residual: [B, N, C]. bias: [C]. row: [B, C]."""
-    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, heads, N, d]
+    q, k, v = (t.reshape(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))
     weights = (scale * q @ k.mT).softmax(dim=-1)
     y = (weights @ v).transpose(1, 2).flatten(2)
     y = y if bias is None else y + bias

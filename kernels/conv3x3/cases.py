@@ -33,8 +33,7 @@ class Case(NamedTuple):
             return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
 
         size = (height // 2, width // 2) if self.doubled else (height, width)
-        found = {
-  "x" : normal(batch, self.channels, *size)}
+        found = {"x": normal(batch, self.channels, *size)}
         if self.joined:
             found["skip"] = normal(batch, self.joined, *size)
         found["weight"] = normal(out, inputs, 3, 3) / (9 * inputs) ** 0.5
@@ -62,7 +61,8 @@ def block(name: str, out: int, size: int, channels: int, joined: int = 0) -> Cas
     """The first convolution of a residual block."""
     return Case(name, (1, out, size, size), channels, joined, True, "silu", row=True)
 
-#The convolutions of the network for CIFAR - 10 that take its time, one sample each.
+
+# The convolutions of the network for CIFAR-10 that take its time, one sample each.
 NETWORK = (
     block("32_128_128", 128, 32, 128),
     block("32_256_128_joined", 128, 32, 128, 128),
