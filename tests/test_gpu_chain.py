@@ -56,10 +56,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     monkeypatch.setattr(
         samplers.engines,
         "select",
-        lambda name, device, *options, **unfit: (
+        lambda name, device, *options, **reasons: (
             graphs_on_a_cpu(name, device)
             if name == "cuda_graph"
-            else select(name, device, *options, **unfit)
+            else select(name, device, *options, **reasons)
         ),
     )
 

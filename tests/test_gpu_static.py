@@ -5,6 +5,7 @@ No GPU is needed: the code is compiled offline, read, and executed in numpy (tes
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -75,10 +76,12 @@ def test_bars(call: Call, sm: int, work: dict[str, tuple[list[Launch], Work]]) -
 def test_exact_kernels_round_every_product(
     call: Call, sm: int, work: dict[str, tuple[list[Launch], Work]]
 ) -> None:
-    launches, _ = work[call.name]
-    for code in compile_all(launches, [sm]):
+    launches, done = work[call.name]
+    for launch, code in zip(launches, compile_all(launches, [sm]), strict=True):
         assert "mul.rn.f32" in code.ptx
-        assert not re.search(r"\bfma\.|\bmad\.\S*f32", code.ptx)
+        found = re.findall(r"\b(?:fma|mad)\.\S*f32(x2)?", code.ptx)
+        threads = math.prod(launch.grid) * 32 * code.num_warps
+        assert sum(2 if x2 else 1 for x2 in found) * threads == call.fused * done.elements
 
 
 @pytest.mark.parametrize("sm", SMS)

@@ -53,8 +53,8 @@ Run run_until(wall::time_point end) {
 // Runs so many threads for so many seconds on the wall. found: FLOP a second of all of them
 // together while they have a processor, and the share of the time in which they have one.
 extern "C" void peak(int threads, double seconds, double* found) {
-  const auto length = std::chrono::duration_cast<wall::duration>(
-      std::chrono::duration<double>(seconds));
+  const auto length =
+      std::chrono::duration_cast<wall::duration>(std::chrono::duration<double>(seconds));
   const auto end = wall::now() + length;
   std::vector<Run> runs(threads);
   std::vector<std::thread> others;

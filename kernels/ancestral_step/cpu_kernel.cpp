@@ -70,13 +70,12 @@ bool step_blocks(const AncestralStepArguments& a, int64_t begin, int64_t end) {
     const int64_t count = a.elements - first < BLOCK ? a.elements - first : BLOCK;
     const int64_t offset = sample * a.elements + first;
     const float* output = a.model_output + sample * a.elements * outputs + first;
-    const float* z = a.noise + offset;
+    const float* z = a.noise == nullptr ? drawn : a.noise + offset;
     if (a.noise == nullptr) {
       const Stream stream = stream_of(a.seed, a.indices[sample], a.timestep, REVERSE);
       for (int64_t element = 0; element < count; element += 4 * LANES) {
         normals(stream, static_cast<uint32_t>((first + element) / 4), drawn + element);
       }
-      z = drawn;
     }
     for (int64_t at = 0; at < count; at += LANES) {
       const int64_t lanes = count - at;

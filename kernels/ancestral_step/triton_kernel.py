@@ -1,9 +1,10 @@
 """One reverse step on a GPU: noise, x_0, mean, x_{t-1} and the next network input in one pass.
 
-Specification: reference.py, agreed with bit for bit for a fixed variance. With a learned one the
-exponential is the C++ twin's, within 2 ulp of the true value (torch's own: 1). NaN passes through
-the clamp, as in torch.clamp. Seed, sample indices, timesteps, table and row are read from device
-memory, so one captured launch serves every step of every call.
+Specification: reference.py, agreed with bit for bit for a fixed variance. With a learned one x_0
+and the mean still are; sigma, and the mean plus sigma z, are fused multiply-adds. sigma of a
+log-variance v is within 1.1 ulp of exp(v / 2) for v in [-24, 6], 2 for |v| <= 60 (torch's own: 1).
+NaN passes through the clamps, as in torch.clamp. Seed, sample indices, timesteps, table and row
+are read from device memory, so one captured launch serves every step of every call.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
 from fastddpm.kernels.ancestral_step.call import NETWORK_DTYPES, StepCall, is_channels_last
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 from fastddpm.kernels.common.launch import Launch
-from fastddpm.kernels.common.philox import normals, polynomial, stream
-from fastddpm.kernels.common.runs import load_image, store_image
+from fastddpm.kernels.common.philox import normals, stream
+from fastddpm.kernels.common.runs import load_image, load_pairs, store_image
 
 REVERSE = tl.constexpr(1)  # Purpose.REVERSE of fastddpm/noise.py
 
@@ -37,14 +39,27 @@ LEARNED = tl.constexpr(1)
 LEARNED_RANGE = tl.constexpr(2)
 VARIANCE_CODES = {"fixed_small": 0, "fixed_large": 0, "learned": 1, "learned_range": 2}
 
-# exp(r) for |r| <= ln(2)/2, lowest power first; 1.5 2^23, which rounds what is added to it to an
-# integer, and its bits; log2(e); ln 2 in two parts, the first with trailing zeros (Cody, Waite).
-TAYLOR = tl.constexpr((1.0, 1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040))
-ROUND = tl.constexpr(12582912.0)
-ROUND_BITS = tl.constexpr(0x4B400000)
-LOG2_E = tl.constexpr(1.44269502162933349609375)
-LN_2_HIGH = tl.constexpr(0.693359375)
-LN_2_LOW = tl.constexpr(-2.12194440e-4)
+# 2 exp(r / 2) for |r| <= ln 2, lowest power first: a minimax fit, 0.03 ulp.
+TWICE_EXP_HALF = tl.constexpr(
+    (
+        2.0,
+        1.0,
+        0.24999997019767761,
+        0.041666302829980850,
+        0.0052085332572460175,
+        0.00052304222481325269,
+        0.000043189655116293579,
+    )
+)
+LOG_4_E = tl.constexpr(0.72134751081466675)
+# 4e-9 too much, which n = round(v / ln 4) multiplies: half an ulp at |v| = 24, 1.4 at 60.
+LN_4 = tl.constexpr(1.3862943649291992)
+# 1.5 2^23 rounds what is added to it to an integer n, which its bits show; less 1, they show n - 1.
+ROUND = tl.constexpr(12582911.0)
+ONE_BITS = tl.constexpr(0x3F800000)
+# exp(v / 2) is 4e-38 at the lowest v that is told apart, and infinity at the highest.
+LOWEST = tl.constexpr(-172.0)
+HIGHEST = tl.constexpr(178.0)
 
 
 @triton.jit
@@ -67,6 +82,7 @@ def ancestral_step_kernel(
     INPUTS: tl.constexpr,
     PIXELS: tl.constexpr,
     OUTPUT_LAST: tl.constexpr,
+    OUTPUT_PAIRS: tl.constexpr,
     INPUT_LAST: tl.constexpr,
     PREVIOUS_SAMPLE: tl.constexpr,
     VARIANCE: tl.constexpr,
@@ -85,7 +101,10 @@ def ancestral_step_kernel(
     row = load_row(table_pointer + i * COLUMNS)
     output_pointer += sample * (OUTPUTS * PIXELS)
     x = load_image(x_pointer + state, pixel, inside, CHANNELS, PIXELS, SPAN, False)
-    output = load_image(output_pointer, pixel, inside, OUTPUTS, PIXELS, SPAN, OUTPUT_LAST)
+    if OUTPUT_PAIRS:
+        output = load_pairs(output_pointer, pixel, inside, OUTPUTS, PIXELS, SPAN, OUTPUT_LAST)
+    else:
+        output = load_image(output_pointer, pixel, inside, OUTPUTS, PIXELS, SPAN, OUTPUT_LAST)
     if noise_pointer is not None:
         z = load_image(noise_pointer + state, pixel, inside, CHANNELS, PIXELS, SPAN, False)
     else:
@@ -104,7 +123,7 @@ def ancestral_step_kernel(
             largest = tl.maximum(largest, tl.abs(value), propagate_nan=tl.PropagateNan.ALL)
             sigma = learned_sigma(row, value, VARIANCE)
         mean, estimate = posterior(x[k], out, row, clip, PREVIOUS_SAMPLE, CLIPS)
-        new = mean + sigma * z[k]
+        new = mean + sigma * z[k] if VARIANCE == FIXED else tl.fma(sigma, z[k], mean)
         largest = tl.maximum(largest, tl.abs(out), propagate_nan=tl.PropagateNan.ALL)
         largest = tl.maximum(largest, tl.abs(new), propagate_nan=tl.PropagateNan.ALL)
         x_prev += (new,)
@@ -147,34 +166,37 @@ def posterior(x, output, row, clip, PREVIOUS_SAMPLE: tl.constexpr, CLIPS: tl.con
 
 @triton.jit
 def learned_sigma(row, value, VARIANCE: tl.constexpr):
-    """The standard deviation from the variance half of the model's output."""
-    log_variance = value
-    if VARIANCE == LEARNED_RANGE:
-        fraction = (value + 1.0) * 0.5
-        low, high = row[LOG_VARIANCE_MIN], row[LOG_VARIANCE_MAX]
-        log_variance = fraction * high + (1.0 - fraction) * low
-    return row[NOISE_GATE] * exponential(log_variance * 0.5)
+    """The standard deviation from the variance half of the model's output.
 
-
-@triton.jit
-def exponential(x):
-    """exp(x) = 2^n exp(r), n = round(x / ln 2), as the C++ twin computes it.
-
-    2^n goes in as two factors, so infinity, subnormals and 0 come out by themselves.
+    exp(v / 2) less its value at LOWEST: 0 from there down, where a closed gate takes every v.
     """
-    x = tl.clamp(x, -105.0, 90.0, propagate_nan=tl.PropagateNan.ALL)
-    shifted = x * LOG2_E + ROUND
-    n = shifted - ROUND
-    r = (x - n * LN_2_HIGH) - n * LN_2_LOW
-    exponent = shifted.to(tl.int32, bitcast=True) - ROUND_BITS
-    half = exponent >> 1
-    return polynomial(r, TAYLOR, 8) * power_of_two(half) * power_of_two(exponent - half)
+    v = value
+    if VARIANCE == LEARNED_RANGE:
+        # f max + (1 - f) min, f = (value + 1) / 2, with fewer roundings than the reference's.
+        low, high = row[LOG_VARIANCE_MIN], row[LOG_VARIANCE_MAX]
+        v = tl.fma(value, (high - low) * 0.5, (high + low) * 0.5)
+    highest = tl.where(row[NOISE_GATE] != 0, HIGHEST, LOWEST)
+    v = tl.clamp(v, LOWEST, highest, propagate_nan=tl.PropagateNan.ALL)
+    factor, power = exponential(v)
+    least_factor, least_power = exponential(LOWEST)
+    return tl.fma(factor, power, -(least_factor * least_power))
 
 
 @triton.jit
-def power_of_two(n):
-    """2^n for n in [-126, 127]; any other n, as NaN leads to, gives some number."""
-    return ((n + 127) << 23).to(tl.float32, bitcast=True)
+def exponential(v):
+    """exp(v / 2) as the factors 2 exp(r / 2) and 2^(n - 1), v = n ln 4 + r and |r| <= ln 2.
+
+    In ulp of the product: the polynomial's last step 0.5, those before it and r 0.4, and LN_4's
+    share; a power of two rounds nothing. (ex2.approx alone may be wrong by 2.) Where v is NaN the
+    first factor is NaN, and the second, made of bits, some number.
+    """
+    shifted = tl.fma(v, LOG_4_E, ROUND)
+    r = tl.fma(shifted - ROUND, -LN_4, v)
+    factor = tl.fma(r, TWICE_EXP_HALF[6], TWICE_EXP_HALF[5])
+    for k in tl.static_range(2, 7):
+        factor = tl.fma(factor, r, TWICE_EXP_HALF[6 - k])
+    bits = (shifted.to(tl.int32, bitcast=True) << 23) + ONE_BITS
+    return factor, bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -240,6 +262,13 @@ def tiling_of(call: StepCall) -> Tiling:
     return Tiling(channels, pixels, span, rows)
 
 
+def output_in_pairs(call: StepCall, span: int) -> bool:
+    """Whether the model's output is bfloat16 that can be read as words of two numbers."""
+    output = call.model_output
+    run = span if output.is_contiguous() else output.shape[1]
+    return output.dtype == torch.bfloat16 and run % 2 == 0 and output.data_ptr() % 4 == 0
+
+
 def unsupported(call: StepCall) -> list[str]:
     """Why the kernel cannot run this call; empty if it can."""
     reasons = []
@@ -288,6 +317,7 @@ def launch(call: StepCall) -> Launch:
             "INPUTS": channels if given is None else given.shape[1] * channels // call.x.shape[1],
             "PIXELS": pixels,
             "OUTPUT_LAST": not call.model_output.is_contiguous(),
+            "OUTPUT_PAIRS": output_in_pairs(call, span),
             "INPUT_LAST": given is not None and not given.is_contiguous(),
             "PREVIOUS_SAMPLE": call.prediction == "previous_sample",
             "VARIANCE": VARIANCE_CODES[call.variance],

@@ -2,9 +2,9 @@
 //
 //     s = scale q k^T,   p = exp(s - max s),   y = (p v) / sum p        rows by themselves
 //
-// A block of queries has whole rows of s in scratch: two matrix products around a softmax, nothing
-// rescaled, the numerator exact in its order. k^T and v are packed into panels once per head. A NaN
-// anywhere in a row of s makes the whole row of y NaN.
+// A block of queries has whole rows of s in scratch: two matrix products around a softmax, and
+// nothing to rescale. k^T and v are packed into panels once per head. A NaN anywhere in a row of s
+// makes the whole row of y NaN.
 //
 // A thread takes a head to itself while there is one for everybody; the heads that remain are
 // packed together, and their blocks of queries shared out.

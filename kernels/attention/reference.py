@@ -7,7 +7,6 @@ Vaswani et al. 2017, equation 1. Heads lie side by side in the channels.
 
 from __future__ import annotations
 
-from einops import rearrange
 from torch import Tensor
 
 
@@ -24,9 +23,9 @@ def attention(
     divisor: float = 1.0,
 ) -> Tensor:
     """y [B, N, C]. q, k, v, residual: [B, N, C]. bias: [C]. row: [B, C]."""
-    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
+    q, k, v = (t.reshape(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))
     weights = (scale * q @ k.mT).softmax(dim=-1)
-    y = rearrange(weights @ v, "b h n d -> b n (h d)")
+    y = (weights @ v).transpose(1, 2).flatten(2)
     y = y if bias is None else y + bias
     y = y if row is None else y + row[:, None]
     return (y if residual is None else y + residual) / divisor

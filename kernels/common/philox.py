@@ -28,12 +28,13 @@ LOG = tl.constexpr(
         -0.17477595806121826,
     )
 )
-# -2 ln 2 in units of 2^-23.
-MINUS_TWO_LN_2 = tl.constexpr(-1.3862943649291992 * 2.0**-23)
+MINUS_TWO_LN_2 = tl.constexpr(-1.3862943649291992)
 SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
 # What 2^32 adds to a number's bits, and where the exponent stands in them.
 WORD_BITS = tl.constexpr(32 << 23)
 EXPONENT_MASK = tl.constexpr(-1 << 23)
+# The 24 bits below the top two.
+ANGLE_MASK = tl.constexpr(0xFFFFFF << 6)
 SIN = tl.constexpr(
     (1.5707963705062866, -0.6459649801254272, 0.07969201356172562, -0.0046287840232253075)
 )
@@ -95,21 +96,20 @@ def box_muller(radius_word, angle_word):
 def minus_two_ln(word):
     """-2 ln u = e (-2 ln 2) - 2 ln(1 + f), where u = 2^e (1 + f), 1 + f in [sqrt(.5), sqrt(2)).
 
-    u = float32(word) 2^-32 + 2^-33 in [2^-33, 1]; here it is held as 2^32 u, and e as 2^23 e: powers
-    of two change no rounding.
+    u = float32(word) 2^-32 + 2^-33 in [2^-33, 1] is made as 2^32 u, and e kept as 2^23 e: powers of
+    two change no rounding.
     """
     bits = (word.to(tl.float32) + 0.5).to(tl.int32, bitcast=True) - WORD_BITS
     exponent = (bits - SQRT_HALF_BITS) & EXPONENT_MASK
     f = (bits - exponent).to(tl.float32, bitcast=True) - 1.0
-    return exponent.to(tl.float32) * MINUS_TWO_LN_2 + f * polynomial(f, LOG, 9)
+    return exponent.to(tl.float32) * (MINUS_TWO_LN_2 * 2.0**-23) + f * polynomial(f, LOG, 9)
 
 
 @triton.jit
 def cos_sin(word):
     """(cos, sin)(pi/2 (q + s)): q = the top two bits, s = the next 24 bits 2^-24 - 1/2."""
-    # Flipping its top bit takes half of its range from a number.
-    fraction = ((word << 2) ^ 0x80000000).to(tl.int32, bitcast=True) >> 8
-    s = fraction.to(tl.float32) * 5.9604644775390625e-08
+    fraction = (word & ANGLE_MASK).to(tl.int32) - (1 << 29)  # 2^30 s
+    s = fraction.to(tl.float32) * 9.313225746154785e-10
     square = s * s
     cosine = polynomial(square, COS, 5)
     sine = s * polynomial(square, SIN, 4)

@@ -42,6 +42,43 @@ def load_image(
 
 
 @triton.jit
+def load_pairs(
+    pointer,
+    pixel,
+    inside,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    SPAN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """The columns, in float32, of a bfloat16 image whose numbers lie in aligned pairs.
+
+    A shift or a mask of a pair's word widens a number; of a number that lies in the upper half of
+    a register the compiler makes two instructions.
+    """
+    words = pointer.to(tl.pointer_type(tl.uint32), bitcast=True)
+    if CHANNELS_LAST:
+        pairs = load_image(words, pixel, inside, CHANNELS // 2, PIXELS, SPAN, True)
+    else:
+        pairs = load_image(words, pixel // 2, inside, CHANNELS, PIXELS // 2, SPAN // 2, False)
+    columns = ()
+    for channel in tl.static_range(CHANNELS):
+        for k in tl.static_range(SPAN):
+            if CHANNELS_LAST:
+                columns += (widened(pairs[channel // 2 * SPAN + k], channel % 2),)
+            else:
+                columns += (widened(pairs[channel * (SPAN // 2) + k // 2], k % 2),)
+    return columns
+
+
+@triton.jit
+def widened(word, UPPER: tl.constexpr):
+    """One of the two bfloat16 numbers of a word, the second in its upper half, in float32."""
+    bits = word & 0xFFFF0000 if UPPER else word << 16
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def store_image(
     pointer,
     columns,

@@ -32,23 +32,39 @@ static inline i32 as_i32(f32 v) { return reinterpret_cast<i32>(v); }
 
 static inline f32 broadcast(float value) { return value - f32{}; }
 
+// The first `count` lanes, all for LANES and more.
+#if defined(__AVX512F__)
+static inline __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>((1u << (count < LANES ? count : LANES)) - 1);
+}
+#elif defined(__AVX2__)
+static inline __m256i first_lanes(int64_t count) {
+  const i32 limit = static_cast<int32_t>(count < LANES ? count : LANES) - i32{};
+  return reinterpret_cast<__m256i>(i32{0, 1, 2, 3, 4, 5, 6, 7} < limit);
+}
+#endif
+
 // `count` floats, fewer than LANES at the end of an array; the other lanes are 0.
 static inline f32 load(const float* from, int64_t count) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32>(_mm512_maskz_loadu_ps(first_lanes(count), from));
+#elif defined(__AVX2__)
+  return reinterpret_cast<f32>(_mm256_maskload_ps(from, first_lanes(count)));
+#else
   f32 v = {};
-  if (count >= LANES) {
-    memcpy(&v, from, sizeof v);
-  } else {
-    memcpy(&v, from, count * sizeof(float));
-  }
+  memcpy(&v, from, (count < LANES ? count : LANES) * sizeof(float));
   return v;
+#endif
 }
 
 static inline void store(float* to, f32 v, int64_t count) {
-  if (count >= LANES) {
-    memcpy(to, &v, sizeof v);
-  } else {
-    memcpy(to, &v, count * sizeof(float));
-  }
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, first_lanes(count), reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(to, first_lanes(count), reinterpret_cast<__m256>(v));
+#else
+  memcpy(to, &v, (count < LANES ? count : LANES) * sizeof(float));
+#endif
 }
 
 // 64-bit products of the low 32 bits of each lane; the high 32 bits are ignored.

@@ -9,68 +9,65 @@
 
 namespace {
 
-// Channels [first, end) of a part of the input, column `column` of V.
-struct Chunk {
-  int part;
-  int64_t first, end, column;
-};
-
-static inline int64_t chunks_of(const fastddpm_input& x) {
-  return quotient_up(x.channels[0], CHUNK) + quotient_up(x.channels[1], CHUNK);
-}
-
-static inline Chunk chunk_of(const fastddpm_input& x, int64_t index) {
-  const int64_t before = quotient_up(x.channels[0], CHUNK);
-  const int part = index < before ? 0 : 1;
-  const int64_t first = (index - (part == 0 ? 0 : before)) * CHUNK;
-  return {part, first, smaller(first + CHUNK, x.channels[part]),
-          first + (part == 0 ? 0 : x.channels[0])};
-}
-
 static inline void clear(float* to, int64_t count) { memset(to, 0, count * sizeof(float)); }
 
-// Row y of the (enlarged) input into `to`, which begins with the zeros left of the image.
-static void read_row(const fastddpm_conv3x3& conv, int64_t image, int64_t y, const Chunk& chunk,
-                     float* to) {
-  to += CHUNK;
-  if (y < 0 || y >= conv.height) return clear(to, conv.width * CHUNK);
-  const int64_t doubled = conv.doubled ? 1 : 0;
-  const int64_t width = conv.width >> doubled;
+// Joined channels [first, first + CHUNK), so far as there are any, of row y of one part of the
+// (enlarged) input into `to`.
+static void read_part_of_row(const fastddpm_conv3x3& conv, int part, int64_t image, int64_t y,
+                             int64_t first, float* to) {
+  const fastddpm_input& x = conv.x;
+  const int64_t before = part == 0 ? 0 : x.channels[0];
+  const int64_t begin = larger(first - before, 0);
+  const int64_t end = smaller(first - before + CHUNK, x.channels[part]);
+  if (begin >= end) return;
+  const int64_t doubled = conv.doubled ? 1 : 0, width = conv.width >> doubled;
   const int64_t pixel = (image * (conv.height >> doubled) + (y >> doubled)) * width;
-  for (int64_t x = 0; x < width; ++x) {
-    read_part(conv.x, chunk.part, image, pixel + x, chunk.first, chunk.end, to - chunk.first);
-    if (doubled) memcpy(to + CHUNK, to, CHUNK * sizeof(float));
-    to += CHUNK << doubled;
+  // The next row of pixels, while this one is computed on.
+  const float* next = x.data[part] + (pixel + width) * x.stride[part];
+  for (int64_t k = 0; k < width; ++k, next += x.stride[part]) {
+    for (int64_t c = begin; c < end; c += 16) __builtin_prefetch(next + c);
+  }
+  read_pixels(x, part, image, pixel, width, begin, end, to + begin + before - first,
+              RING_PIXEL << doubled);
+}
+
+// Row y of the (enlarged) input into `to`, which begins with the zeros left of the image.
+static void read_row(const fastddpm_conv3x3& conv, int64_t image, int64_t y, int64_t first,
+                     float* to) {
+  to += RING_PIXEL;
+  if (y < 0 || y >= conv.height) return clear(to, conv.width * RING_PIXEL);
+  read_part_of_row(conv, 0, image, y, first, to);
+  // The second part overwrites what the first has written beyond its end.
+  read_part_of_row(conv, 1, image, y, first, to);
+  for (int64_t x = 0; conv.doubled && x < conv.width; x += 2) {
+    memcpy(to + (x + 1) * RING_PIXEL, to + x * RING_PIXEL, CHUNK * sizeof(float));
   }
 }
 
-// The transforms of one line of tiles, whose first row of pixels is ring row 4 `line` (mod 6).
-static void transform_line(const Blocks& blocks, const fastddpm_input& x, const Chunk& chunk,
-                           int64_t line, const float* ring, float* v) {
-  // Beyond the first part's last channel lies the second, which someone else writes.
-  const bool followed = chunk.part == 0 && x.channels[1] > 0;
+// The transforms of one line of tiles, whose first row of pixels is ring row 4 `line` (mod 6), for
+// `channels` of a chunk.
+static void transform_line(const Blocks& blocks, int64_t channels, int64_t line, const float* ring,
+                           float* v) {
+  const float* rows[POINTS];
+  for (int64_t y = 0; y < POINTS; ++y) rows[y] = ring + (line * TILE + y) % POINTS * blocks.row;
   for (int64_t tile = 0; tile < blocks.across; ++tile, v += blocks.v_tile) {
-    for (int64_t c = 0; c < chunk.end - chunk.first; c += LANES) {
-      const float* rows[POINTS];
-      for (int64_t y = 0; y < POINTS; ++y) {
-        rows[y] = ring + (line * TILE + y) % POINTS * blocks.row + tile * TILE * CHUNK + c;
-      }
-      const int64_t count = followed ? chunk.end - chunk.first - c : LANES;
-      transform_input(rows, CHUNK, v + c, blocks.v_frequency, count);
+    for (int64_t c = 0; c < channels; c += LANES) {
+      transform_input(rows, tile * TILE * RING_PIXEL + c, RING_PIXEL, v + c, blocks.v_frequency);
     }
   }
 }
 
-// Lines [first, end) of one image; v: of the first.
+// A chunk of channels of lines [begin, end) of one image; v: of the first.
 static void transform_run(const fastddpm_conv3x3& conv, const Blocks& blocks, int64_t image,
-                          int64_t first, int64_t end, const Chunk& chunk, float* ring, float* v) {
+                          int64_t begin, int64_t end, int64_t first, float* ring, float* v) {
+  const int64_t channels = smaller(CHUNK, blocks.in - first);
   clear(ring, POINTS * blocks.row);
-  int64_t next = first * TILE - 1;  // the row of pixels to be read; row y lies at (y + 1) % 6
-  for (int64_t line = first; line < end; ++line, v += blocks.across * blocks.v_tile) {
+  int64_t next = begin * TILE - 1;  // the row of pixels to be read; row y lies at (y + 1) % 6
+  for (int64_t line = begin; line < end; ++line, v += blocks.across * blocks.v_tile) {
     for (; next < line * TILE + POINTS - 1; ++next) {
-      read_row(conv, image, next, chunk, ring + (next + 1) % POINTS * blocks.row);
+      read_row(conv, image, next, first, ring + (next + 1) % POINTS * blocks.row);
     }
-    transform_line(blocks, conv.x, chunk, line, ring, v);
+    transform_line(blocks, channels, line, ring, v);
   }
 }
 
@@ -78,15 +75,16 @@ static void transform_run(const fastddpm_conv3x3& conv, const Blocks& blocks, in
 static void transform_block(const fastddpm_conv3x3& conv, const Blocks& blocks,
                             const fastddpm::Team& team, const Scratch& scratch, int64_t first,
                             int64_t end) {
-  const int64_t chunks = chunks_of(conv.x);
+  const int64_t chunks = quotient_up(blocks.in, CHUNK);
   int64_t piece = team.claim(), counted = 0;
   for (int64_t line = first; line < end;) {
     const int64_t image = line / blocks.strips, strip = line % blocks.strips;
     const int64_t lines = smaller(smaller(RUN_LINES, blocks.strips - strip), end - line);
     for (; piece < counted + chunks; piece = team.claim()) {
-      const Chunk chunk = chunk_of(conv.x, piece - counted);
-      float* const v = scratch.v + (line - first) * blocks.across * blocks.v_tile + chunk.column;
-      transform_run(conv, blocks, image, strip, strip + lines, chunk, scratch.ring, v);
+      const int64_t channel = (piece - counted) * CHUNK;
+      float* const v =
+          scratch.v + blocks.v_channel(channel) + (line - first) * blocks.across * blocks.v_tile;
+      transform_run(conv, blocks, image, strip, strip + lines, channel, scratch.ring, v);
     }
     counted += chunks;
     line += lines;

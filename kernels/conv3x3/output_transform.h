@@ -11,80 +11,134 @@
 
 namespace {
 
-// LANES channels from c on of one tile of an image.
-struct Place {
-  int64_t sample, top, left, bottom, right;  // pixels of the image; the last two are exclusive
-  int64_t c;
+// The pixels of one tile, and what its numbers count for in the statistics of its line.
+struct Tile {
+  int64_t pixel, width, height;  // the first of all pixels; how many the map has
+  float share;                   // 1 / n_t
+  float of_mean, of_squares;     // n_t / n, n_a n_t / n; 0 for the first tile
+  float* statistics;             // of the line, or null
+
+  Tile(const fastddpm_conv3x3& conv, int64_t sample, int64_t strip, int64_t left) {
+    const int64_t top = strip * TILE, strips = quotient_up(conv.height, TILE);
+    pixel = (sample * conv.height + top) * conv.width + left;
+    width = smaller(conv.width - left, TILE);
+    height = smaller(conv.height - top, TILE);
+    const float before = static_cast<float>(left * height);
+    const float own = static_cast<float>(width * height), all = before + own;
+    share = 1 / own;
+    of_mean = own / all;
+    of_squares = before * own / all;
+    statistics = conv.y.statistics;
+    if (statistics != nullptr) statistics += (sample * strips + strip) * 2 * conv.y.stride;
+  }
+
+  bool first() const { return of_squares == 0; }
 };
 
-static inline void add_statistics(const fastddpm_conv3x3& conv, const Place& place, f32 sum) {
-  const fastddpm_output& y = conv.y;
-  const int64_t height = place.bottom - place.top, width = place.right - place.left;
-  const f32 mean = sum * (1.0f / static_cast<float>(height * width));
-  f32 squares = {};
-  for (int64_t row = place.top; row < place.bottom; ++row) {
-    const float* at = y.data +
-                      ((place.sample * conv.height + row) * conv.width + place.left) * y.stride +
-                      place.c;
-    for (int64_t x = 0; x < width; ++x, at += y.stride) {
-      const f32 deviation = load(at) - mean;
-      squares = multiply_add(deviation, deviation, squares);
-    }
-  }
-  const int64_t strips = quotient_up(conv.height, TILE);
-  float* const to =
-      y.statistics + (place.sample * strips + place.top / TILE) * 2 * y.stride + place.c;
-  if (place.left > 0) {
-    const float before = static_cast<float>(place.left * height);
-    const float own = static_cast<float>(width * height), all = before + own;
-    const f32 old = load(to), difference = mean - old;
-    store(to, multiply_add(difference, broadcast(own / all), old));
-    squares = multiply_add(difference * difference, broadcast(before * own / all), squares);
-    store(to + y.stride, load(to + y.stride) + squares);
-  } else {
-    store(to, mean);
-    store(to + y.stride, squares);
-  }
-}
+// All that the numbers of a panel's vector of channels have in common.
+struct Channels {
+  int64_t c;
+  f32 scale, offset;  // of FLOAT16; bias and row
+};
 
-// m: of the tile and its LANES channels. scale: of FLOAT16, or null.
-static inline void write_tile(const fastddpm_conv3x3& conv, const Place& place, const float* m,
-                              int64_t frequency, const float* scale, f32 offset) {
-  f32 sum = {};
-  const f32 factor = scale == nullptr ? broadcast(1) : load(scale);
-  transform_output(m, frequency, [&](int64_t row, const f32(&values)[TILE]) {
-    if (place.top + row >= place.bottom) return;
-    const int64_t pixel = (place.sample * conv.height + place.top + row) * conv.width + place.left;
+// Four numbers of a row, which all but the last tiles of a line or an image have.
+template <bool WHOLE>
+static inline void write_pixels(const fastddpm_output& y, int64_t pixel, int64_t width,
+                                const Channels& channels, f32 (&values)[TILE]) {
+  float* const to = y.data + pixel * y.stride + channels.c;
 #pragma GCC unroll 4
-    for (int64_t x = 0; x < TILE; ++x) {
-      if (place.left + x >= place.right) break;
-      sum = sum + write(conv.y, pixel + x, place.c, values[x] * factor, offset);
+  for (int x = 0; x < TILE; ++x) {
+    values[x] = multiply_add(values[x], channels.scale, channels.offset);
+  }
+  if (y.residual != nullptr) {
+    const float* from = y.residual + pixel * y.residual_stride + channels.c;
+#pragma GCC unroll 4
+    for (int x = 0; x < TILE; ++x) {
+      if (WHOLE || x < width) values[x] = values[x] + load(from + x * y.residual_stride);
     }
-  });
-  if (conv.y.statistics != nullptr) add_statistics(conv, place, sum);
+  }
+  if (y.divisor != 1) {
+    for (int x = 0; x < TILE; ++x) values[x] = values[x] / static_cast<float>(y.divisor);
+  }
+#pragma GCC unroll 4
+  for (int x = 0; x < TILE; ++x) {
+    if (WHOLE || x < width) store(to + x * y.stride, values[x]);
+  }
 }
 
-// Lines [first, end) of all images; m: of the first tile.
+static inline f32 sum_of(const f32 (&values)[TILE]) {
+  return (values[0] + values[1]) + (values[2] + values[3]);
+}
+
+// Adds a tile to the statistics of its line.
+template <bool WHOLE>
+static inline void add_statistics(const Tile& tile, int64_t stride, int64_t c,
+                                  const f32 (&values)[TILE][TILE]) {
+  const auto add = [&](const auto& number) {
+    f32 sums[TILE];
+#pragma GCC unroll 4
+    for (int row = 0; row < TILE; ++row) {
+      f32 numbers[TILE];
+#pragma GCC unroll 4
+      for (int x = 0; x < TILE; ++x) {
+        const bool inside = WHOLE || (row < tile.height && x < tile.width);
+        numbers[x] = inside ? number(values[row][x]) : f32{};
+      }
+      sums[row] = sum_of(numbers);
+    }
+    return sum_of(sums);
+  };
+  const f32 mean = add([](f32 value) { return value; }) * tile.share;
+  f32 squares = add([&](f32 value) { return (value - mean) * (value - mean); });
+  float* const to = tile.statistics + c;
+  if (tile.first()) {
+    store(to, mean);
+  } else {
+    const f32 before = load(to), difference = mean - before;
+    store(to, multiply_add(difference, broadcast(tile.of_mean), before));
+    squares = multiply_add(difference * difference, broadcast(tile.of_squares), squares);
+    squares = squares + load(to + stride);
+  }
+  store(to + stride, squares);
+}
+
+// m: of the tile and its LANES channels.
+template <bool WHOLE>
+static inline void write_tile(const fastddpm_output& y, int64_t row_pixels, const Tile& tile,
+                              const Channels& channels, const float* m) {
+  f32 values[TILE][TILE];
+  transform_output(m, PANEL, [&](int row, const f32(&found)[TILE]) {
+#pragma GCC unroll 4
+    for (int x = 0; x < TILE; ++x) values[row][x] = found[x];
+    if (!WHOLE && row >= tile.height) return;
+    write_pixels<WHOLE>(y, tile.pixel + row * row_pixels, tile.width, channels, values[row]);
+  });
+  if (tile.statistics != nullptr) add_statistics<WHOLE>(tile, y.stride, channels.c, values);
+}
+
+// Lines [first, end) of all images; scale: of FLOAT16, or null; m: of the first tile.
 template <int WIDTH>
 static void write_lines(const fastddpm_conv3x3& conv, const Blocks& blocks, int64_t step,
                         int64_t panel, int64_t first, int64_t end, const float* scale,
                         const float* m) {
+  const fastddpm_output y = conv.y;
   for (int64_t line = first; line < end; ++line) {
-    const int64_t sample = line / blocks.strips, top = line % blocks.strips * TILE;
-    const float* const row = row_of(conv.y.row, sample, step);
-    f32 offset[WIDTH];
-    for (int v = 0; v < WIDTH; ++v) offset[v] = offset_of(conv.y, row, panel * PANEL + v * LANES);
-    for (int64_t tile = 0; tile < blocks.across; ++tile, m += PANEL) {
-      const int64_t left = tile * TILE;
-      Place place = {sample,
-                     top,
-                     left,
-                     smaller(top + TILE, conv.height),
-                     smaller(left + TILE, conv.width),
-                     panel * PANEL};
-      for (int v = 0; v < WIDTH; ++v, place.c += LANES) {
-        write_tile(conv, place, m + v * LANES, blocks.m_frequency,
-                   scale == nullptr ? nullptr : scale + v * LANES, offset[v]);
+    const int64_t sample = line / blocks.strips, strip = line % blocks.strips;
+    const float* const row = row_of(y.row, sample, step);
+    Channels channels[WIDTH];
+    for (int v = 0; v < WIDTH; ++v) {
+      const int64_t c = panel * PANEL + v * LANES;
+      channels[v] = {c, scale == nullptr ? broadcast(1) : load(scale + v * LANES),
+                     offset_of(y, row, c)};
+    }
+    for (int64_t k = 0; k < blocks.across; ++k, m += blocks.m_tile) {
+      const Tile tile(conv, sample, strip, k * TILE);
+      for (int v = 0; v < WIDTH; ++v) {
+        if (tile.width == TILE && tile.height == TILE) {
+          write_tile<true>(y, conv.width, tile, channels[v], m + v * LANES);
+        } else {
+          write_tile<false>(y, conv.width, tile, channels[v], m + v * LANES);
+        }
       }
     }
   }

@@ -1,8 +1,8 @@
 // The weights of a 3x3 convolution as the kernel reads them: one panel of output channels after the
 // other, channels beyond the last 0.
 //
-//     FLOAT32      [in][9][PANEL]
-//     FLOAT16      scale [PANEL] floats, then [in][9][PANEL] in half precision; weight = half scale
+//     FLOAT32      [VECTORS][in][9][LANES]
+//     FLOAT16      scale [PANEL] floats, then as FLOAT32 in half precision; weight = half scale
 //     TRANSFORMED  [36][in][PANEL], G g G^T
 //
 // A scale is a power of two, so that nothing but the rounding to half precision is lost, and the
@@ -26,41 +26,25 @@ static inline int64_t panel_bytes(int64_t in_channels, int64_t packing) {
   return vectors * 4 * (packing == FASTDDPM_PACKING_TRANSFORMED ? FREQUENCIES : TAPS);
 }
 
-// One panel: where its numbers begin, and how they are stored.
-struct PanelWeights {
-  const float* numbers;
-  const uint16_t* halves;  // null unless FLOAT16
-  const float* scale;      // null unless FLOAT16
-};
-
-static inline PanelWeights panel_weights(const void* packed, int64_t in_channels, int64_t packing,
-                                         int64_t panel) {
-  const char* at = static_cast<const char*>(packed) + panel * panel_bytes(in_channels, packing);
-  const float* numbers = reinterpret_cast<const float*>(at);
-  if (packing != FASTDDPM_PACKING_FLOAT16) return {numbers, nullptr, nullptr};
-  return {nullptr, reinterpret_cast<const uint16_t*>(numbers + PANEL), numbers};
+// The scale of FLOAT16, which a panel begins with, and null otherwise.
+static inline const float* panel_scale(const void* panel, int64_t packing) {
+  return packing == FASTDDPM_PACKING_FLOAT16 ? static_cast<const float*>(panel) : nullptr;
 }
 
-// Row ROW of G g G^T for input channels [first, end), to u [6][depth][PANEL] with `stride` floats
-// between two of the six.
-template <int ROW, int WIDTH>
-static inline void transform_rows(const PanelWeights& weights, int64_t first, int64_t end, float* u,
-                                  int64_t stride) {
-  for (int64_t k = first; k < end; ++k, u += PANEL) {
-#pragma GCC unroll 4
-    for (int v = 0; v < WIDTH; ++v) {
-      f32 row[POINTS];
-      const int64_t at = k * TAPS * PANEL + v * LANES;
-      if (weights.halves != nullptr) {
-        const uint16_t* g = weights.halves + at;
-        transform_weights<ROW>([&](int tap) { return load_half(g + tap * PANEL); }, row);
-      } else {
-        const float* g = weights.numbers + at;
-        transform_weights<ROW>([&](int tap) { return load(g + tap * PANEL); }, row);
-      }
+static inline f32 number(const float* from) { return load(from); }
+static inline f32 number(const uint16_t* from) { return load_half(from); }
+
+// Row ROW of G g G^T of LANES output channels for `count` input channels, g [count][9][LANES]. Each
+// of the six is stored [count] times u_k apart, and u_j from the next: constants, if it shall be
+// fast.
+template <int ROW, typename Number>
+static inline void transform_row(const Number* g, int64_t count, float* u, int64_t u_k,
+                                 int64_t u_j) {
+  for (int64_t k = 0; k < count; ++k, g += TAPS * LANES, u += u_k) {
+    f32 row[POINTS];
+    transform_weights<ROW>([&](int tap) { return number(g + tap * LANES); }, row);
 #pragma GCC unroll 6
-      for (int j = 0; j < POINTS; ++j) store(u + j * stride + v * LANES, row[j]);
-    }
+    for (int j = 0; j < POINTS; ++j) store(u + j * u_j, row[j]);
   }
 }
 
@@ -82,6 +66,11 @@ static float half_scale(const float* weight, int64_t count) {
   return __builtin_ldexpf(1, exponent - 15);
 }
 
+// Where number k of [in][9] of one channel of a panel lies.
+static inline int64_t place(int64_t channel, int64_t k, int64_t in_channels) {
+  return (channel / LANES * in_channels * TAPS + k) * LANES + channel % LANES;
+}
+
 static void pack_halves(char* to, const float* weight, int64_t channels, int64_t in_channels) {
   float scale[PANEL] = {};
   uint16_t* const halves = reinterpret_cast<uint16_t*>(to + sizeof scale);
@@ -90,7 +79,7 @@ static void pack_halves(char* to, const float* weight, int64_t channels, int64_t
     const float* own = weight + channel * in_channels * TAPS;
     scale[channel] = half_scale(own, in_channels * TAPS);
     for (int64_t k = 0; k < in_channels * TAPS; ++k) {
-      halves[k * PANEL + channel] = half_of(own[k] / scale[channel]);
+      halves[place(channel, k, in_channels)] = half_of(own[k] / scale[channel]);
     }
   }
   memcpy(to, scale, sizeof scale);
@@ -100,7 +89,7 @@ static void pack_numbers(float* to, const float* weight, int64_t channels, int64
   for (int64_t k = 0; k < in_channels * TAPS; ++k) {
     for (int64_t channel = 0; channel < PANEL; ++channel) {
       const float number = channel < channels ? weight[channel * in_channels * TAPS + k] : 0;
-      to[k * PANEL + channel] = number;
+      to[place(channel, k, in_channels)] = number;
     }
   }
 }
@@ -109,19 +98,23 @@ static void pack_transformed(float* to, const float* weight, int64_t channels,
                              int64_t in_channels) {
   const int64_t stride = in_channels * PANEL;
   for (int64_t k = 0; k < in_channels; ++k, to += PANEL) {
-    alignas(64) float taps[TAPS * PANEL] = {};
+    alignas(64) float taps[VECTORS][TAPS][LANES] = {};
     for (int64_t channel = 0; channel < channels; ++channel) {
       for (int64_t tap = 0; tap < TAPS; ++tap) {
-        taps[tap * PANEL + channel] = weight[(channel * in_channels + k) * TAPS + tap];
+        taps[channel / LANES][tap][channel % LANES] =
+            weight[(channel * in_channels + k) * TAPS + tap];
       }
     }
-    const PanelWeights one = {taps, nullptr, nullptr};
-    transform_rows<0, VECTORS>(one, 0, 1, to, stride);
-    transform_rows<1, VECTORS>(one, 0, 1, to + 6 * stride, stride);
-    transform_rows<2, VECTORS>(one, 0, 1, to + 12 * stride, stride);
-    transform_rows<3, VECTORS>(one, 0, 1, to + 18 * stride, stride);
-    transform_rows<4, VECTORS>(one, 0, 1, to + 24 * stride, stride);
-    transform_rows<5, VECTORS>(one, 0, 1, to + 30 * stride, stride);
+    for (int v = 0; v < VECTORS; ++v) {
+      const float* const g = taps[v][0];
+      float* const u = to + v * LANES;
+      transform_row<0>(g, 1, u, 0, stride);
+      transform_row<1>(g, 1, u + 6 * stride, 0, stride);
+      transform_row<2>(g, 1, u + 12 * stride, 0, stride);
+      transform_row<3>(g, 1, u + 18 * stride, 0, stride);
+      transform_row<4>(g, 1, u + 24 * stride, 0, stride);
+      transform_row<5>(g, 1, u + 30 * stride, 0, stride);
+    }
   }
 }
 

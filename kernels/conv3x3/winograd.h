@@ -50,40 +50,40 @@ static inline f32 input_last(f32 d1, f32 d3, f32 d5) {
   return plus(plus(d5, -(P2 + Q2), d3), P2 * Q2, d1);
 }
 
-static inline void input_line(const f32 (&d)[POINTS], float* to, int64_t stride, int64_t count) {
+static inline void input_line(const f32 (&d)[POINTS], float* to, int64_t stride) {
   f32 v[POINTS];
   v[0] = input_first(d[0], d[2], d[4]);
   input_pair(P, Q2, d[1], d[2], d[3], d[4], v[1], v[2]);
   input_pair(Q, P2, d[1], d[2], d[3], d[4], v[3], v[4]);
   v[5] = input_last(d[1], d[3], d[5]);
 #pragma GCC unroll 6
-  for (int j = 0; j < POINTS; ++j) store(to + j * stride, v[j], count);
+  for (int j = 0; j < POINTS; ++j) store(to + j * stride, v[j]);
 }
 
-// B^T d B for LANES channels of one tile: pixel (y, x) at rows[y] + x * pixel, frequency f to
-// to + f * stride, of which `count` lanes are written. Two rows at a time, to fit the registers.
-static inline void transform_input(const float* const (&rows)[POINTS], int64_t pixel, float* to,
-                                   int64_t stride, int64_t count) {
-  const auto d = [&](int y, int x) { return load(rows[y] + x * pixel); };
+// B^T d B for LANES channels of one tile: pixel (y, x) at rows[y] + at + x * pixel, frequency f to
+// to + f * stride. Two rows at a time, to fit the registers.
+static inline void transform_input(const float* const (&rows)[POINTS], int64_t at, int64_t pixel,
+                                   float* to, int64_t stride) {
+  const auto d = [&](int y, int x) { return load(rows[y] + at + x * pixel); };
   f32 line[POINTS], next[POINTS];
 #pragma GCC unroll 6
   for (int x = 0; x < POINTS; ++x) line[x] = input_first(d(0, x), d(2, x), d(4, x));
-  input_line(line, to, stride, count);
+  input_line(line, to, stride);
 #pragma GCC unroll 6
   for (int x = 0; x < POINTS; ++x) {
     input_pair(P, Q2, d(1, x), d(2, x), d(3, x), d(4, x), line[x], next[x]);
   }
-  input_line(line, to + 6 * stride, stride, count);
-  input_line(next, to + 12 * stride, stride, count);
+  input_line(line, to + 6 * stride, stride);
+  input_line(next, to + 12 * stride, stride);
 #pragma GCC unroll 6
   for (int x = 0; x < POINTS; ++x) {
     input_pair(Q, P2, d(1, x), d(2, x), d(3, x), d(4, x), line[x], next[x]);
   }
-  input_line(line, to + 18 * stride, stride, count);
-  input_line(next, to + 24 * stride, stride, count);
+  input_line(line, to + 18 * stride, stride);
+  input_line(next, to + 24 * stride, stride);
 #pragma GCC unroll 6
   for (int x = 0; x < POINTS; ++x) line[x] = input_last(d(1, x), d(3, x), d(5, x));
-  input_line(line, to + 30 * stride, stride, count);
+  input_line(line, to + 30 * stride, stride);
 }
 
 // Row ROW of G times (g0, g1, g2).

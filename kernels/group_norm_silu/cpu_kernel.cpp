@@ -15,9 +15,6 @@ namespace {
 
 using fastddpm::Team;
 
-// Channels that one piece of work takes: few enough that a small map has a piece for everybody.
-constexpr int64_t CHUNK = 64;
-
 // Mean and M2 of channels [c, c + LANES) of one map over all strips; `from` is the sample's
 // [strips, 2, stride] at c, `count` of its lanes are wanted.
 static inline void channel_statistics(const fastddpm_norm& a, const float* from, int64_t stride,

@@ -43,7 +43,11 @@ static Pixels read(const fastddpm_pointwise& a, int64_t sample, int64_t pixel, i
   if (x.norm == nullptr && x.activation == FASTDDPM_ACTIVATION_NONE && x.channels[1] == 0) {
     return {x.data[0] + pixel * x.stride[0], x.stride[0]};
   }
-  for (int64_t k = 0; k < count; ++k) read_pixel(x, sample, pixel + k, lines + k * floats);
+  read_pixels(x, 0, sample, pixel, count, 0, x.channels[0], lines, floats);
+  // The second part overwrites what the first has written beyond its end.
+  if (x.channels[1] > 0) {
+    read_pixels(x, 1, sample, pixel, count, 0, x.channels[1], lines + x.channels[0], floats);
+  }
   return {lines, floats};
 }
 

@@ -1,118 +1,175 @@
-// A small network and its reverse step as one program of all instructions, run for several steps:
-// each reads what another wrote, and the program counts its steps.
-//
-//     x ─► layout ─► conv3x3 ─► h ─► norm ─► conv3x3 (+ h) ─► g
-//     h, g ─► norm ─► 1x1 ─► q, k, v ─► attention ─► halve ─► conv3x3 doubled ─► layout ─► step ─►
-//     x
-#include <cmath>
+// A program of all instructions, run for several steps: each reads what another wrote, and the
+// program counts its steps.
 #include <future>
-#include <limits>
 #include <memory>
 #include <stdexcept>
-#include <utility>
 
+#include "chain.h"
 #include "check.h"
-#include "formulas.h"
-#include "noise.h"
 
 namespace {
 
-constexpr int64_t BATCH = 3, HEIGHT = 6, WIDTH = 10, PIXELS = HEIGHT * WIDTH, COLORS = 3;
-constexpr int64_t HIDDEN = 20, INNER = 16, HEADS = 2, GROUPS = 4;
-constexpr double EPS = 1e-5, SCALE = 0.25, CLIP = 1;
-constexpr uint64_t SEED = 42;
-const std::vector<int64_t> INDICES = {4, 0, 9}, TIMESTEPS = {0, 10, 20, 30};
-const std::vector<double> DIVISORS = {1, 1.5, 2, 2.5};
+// The weights of a 3x3 convolution as packed, and in which way.
+struct Packed {
+  int64_t packing;
+  Memory<char> bytes;
 
-Output output_of(int64_t height, int64_t width, int64_t channels, int options) {
-  return Output(BATCH, height, width, channels, options);
-}
-
-// The network's numbers.
-struct Chain {
-  Map x = random_map(BATCH, HEIGHT, WIDTH, COLORS);
-  std::vector<double> table = random_numbers(STEPS * FASTDDPM_STEP_COLUMNS, 0, 0.5);
-  std::vector<double> first = random_weight(HIDDEN, COLORS, 3);
-  std::vector<double> second = random_weight(HIDDEN, HIDDEN, 3);
-  std::vector<double> project = random_weight(3 * INNER, 2 * HIDDEN, 1);
-  std::vector<double> last = random_weight(COLORS, INNER, 3);
-  Output in = output_of(HEIGHT, WIDTH, COLORS, PLAIN);
-  Output h = output_of(HEIGHT, WIDTH, HIDDEN, BIAS | STEP_ROW | STATISTICS);
-  Output g = output_of(HEIGHT, WIDTH, HIDDEN, BIAS);
-  Output qkv = output_of(HEIGHT, WIDTH, 3 * INNER, BIAS);
-  Output attended = output_of(HEIGHT, WIDTH, INNER, PLAIN);
-  Output small = output_of(HEIGHT / 2, WIDTH / 2, INNER, PLAIN);
-  Output out = output_of(HEIGHT, WIDTH, COLORS, BIAS);
-
-  Map network(const Map& state, int64_t step) const;
-  Results reference() const;
-  Results run(Samples samples, int32_t threads) const;
+  Packed(const std::vector<double>& weight, int64_t out, int64_t in, int64_t packing)
+      : packing(packing), bytes(fastddpm_packed_conv3x3_bytes(out, in, packing)) {
+    fastddpm_pack_conv3x3(bytes.data(), Memory<float>(weight).data(), out, in, packing);
+  }
 };
 
-Map normalised(const std::vector<Map>& maps, int options) {
-  Input input(maps[0].batch, 0, 0, {}, options);
-  input.maps = maps;
-  input.norm = group_norm(maps, GROUPS, EPS);
-  return input.read();
+Memory<char> packed1x1(const std::vector<double>& weight, int64_t out, int64_t in) {
+  Memory<char> bytes(fastddpm_packed_convolution_bytes(out, in, 1, FASTDDPM_PACKING_FLOAT32));
+  fastddpm_pack_convolution(bytes.data(), Memory<float>(weight).data(), out, in, 1,
+                            FASTDDPM_PACKING_FLOAT32);
+  return bytes;
 }
 
-Map Chain::network(const Map& state, int64_t step) const {
-  Map scaled = state;
-  for (double& value : scaled.values) value /= DIVISORS[step];
-  const Map a = h.finished(convolve(scaled, first, HIDDEN, 3, 1, 1, HEIGHT, WIDTH), step);
-  Map b = convolve(normalised({a}, NORM | SILU), second, HIDDEN, 3, 1, 1, HEIGHT, WIDTH);
-  b = g.finished(b, step);
-  for (size_t k = 0; k < b.values.size(); ++k) b.values[k] += a.values[k];
-  const Map read = normalised({a, b}, NORM);
-  const Map all = qkv.finished(convolve(read, project, 3 * INNER, 1, 1, 0, HEIGHT, WIDTH), step);
-  const Map mixed = attention(channels_of(all, 0, INNER), channels_of(all, INNER, 2 * INNER),
-                              channels_of(all, 2 * INNER, 3 * INNER), HEADS, SCALE);
-  const Map large = enlarged(halved(mixed));
-  return out.finished(convolve(large, last, COLORS, 3, 1, 1, HEIGHT, WIDTH), step);
-}
+// Everything that the instructions point to, for a part of the batch, and the instructions.
+struct Code {
+  const Chain& chain;
+  Samples samples;
+  int64_t batch = samples.count();
+  uint64_t seed = SEED;
+  Memory<float> state{torch_order(chain.x, samples)}, table{chain.table}, divisors{DIVISORS};
+  Memory<float> model_output{state.count(), Alignment::ELEMENTS};
+  Memory<int64_t> timesteps{TIMESTEPS};
+  Memory<int64_t> indices{
+      std::vector<int64_t>(INDICES.begin() + samples.first, INDICES.begin() + samples.last)};
+  Packed first{chain.first, HIDDEN, COLORS, FASTDDPM_PACKING_TRANSFORMED};
+  Packed second{chain.second, HIDDEN, HIDDEN, FASTDDPM_PACKING_TRANSFORMED};
+  Packed last{chain.last, COLORS, INNER, FASTDDPM_PACKING_FLOAT32};
+  Memory<char> project = packed1x1(chain.project, 3 * INNER, 2 * HIDDEN);
+  OutputMemory in{chain.in, samples}, h{chain.h, samples}, g{chain.g, samples};
+  OutputMemory qkv{chain.qkv, samples}, attended{chain.attended, samples};
+  OutputMemory small{chain.small, samples}, out{chain.out, samples};
+  Memory<float> h_norm{batch * 3 * stride_of(HIDDEN)}, norm{batch * 3 * stride_of(2 * HIDDEN)};
+  Memory<float> g_statistics{batch * ((HEIGHT + 3) / 4) * 2 * stride_of(HIDDEN)};
 
-Results Chain::reference() const {
-  Map state = x;
-  for (int64_t step = STEPS - 1; step >= 0; --step) {
-    const Map eps = network(state, step);
-    const double* row = &table[step * FASTDDPM_STEP_COLUMNS];
-    for (size_t k = 0; k < state.values.size(); ++k) {
-      const int64_t c = k % COLORS, pixel = k / COLORS % PIXELS, b = k / COLORS / PIXELS;
-      const double z = normal_of(SEED, INDICES[b], TIMESTEPS[step], 1, c * PIXELS + pixel);
-      double& value = state.values[k];
-      double x_0 = row[FASTDDPM_X0_FROM_X] * value + row[FASTDDPM_X0_FROM_OUTPUT] * eps.values[k];
-      x_0 = std::fmax(-CLIP, std::fmin(CLIP, x_0));
-      value = row[FASTDDPM_MEAN_FROM_X0] * x_0 + row[FASTDDPM_MEAN_FROM_X] * value +
-              row[FASTDDPM_SIGMA] * z;
-    }
+  Code(const Chain& chain, Samples samples) : chain(chain), samples(samples) {
+    g.output.residual = h.output.data;
+    g.output.residual_stride = h.output.stride;
   }
-  return {{"x", torch_order(state, {0, BATCH})}};
-}
 
-Memory<char> packed3x3(const std::vector<double>& weight, int64_t out, int64_t in,
-                       int64_t packing) {
-  const Memory<float> plain(weight);
-  Memory<char> packed(fastddpm_packed_conv3x3_bytes(out, in, packing));
-  fastddpm_pack_conv3x3(packed.data(), plain.data(), out, in, packing);
-  return packed;
-}
-
-// Reads one map, or two.
-fastddpm_input input_of(const fastddpm_output& a, const fastddpm_output* b = nullptr,
-                        const float* norm = nullptr, int64_t activation = 0) {
-  fastddpm_input input = {};
-  input.data[0] = a.data;
-  input.stride[0] = a.stride;
-  input.channels[0] = a.channels;
-  if (b != nullptr) {
-    input.data[1] = b->data;
-    input.stride[1] = b->stride;
-    input.channels[1] = b->channels;
+  static fastddpm_input reading(const OutputMemory& a) {
+    return {.data = {a.output.data, nullptr},
+            .stride = {a.output.stride, 0},
+            .channels = {a.output.channels, 0},
+            .norm = nullptr,
+            .activation = FASTDDPM_ACTIVATION_NONE};
   }
-  input.norm = norm;
-  input.activation = activation;
-  return input;
-}
+
+  fastddpm_conv3x3 conv3x3(const fastddpm_input& x, const OutputMemory& y, const Packed& weights,
+                           int64_t doubled = 0) const {
+    return {.x = x,
+            .y = y.output,
+            .batch = batch,
+            .height = HEIGHT,
+            .width = WIDTH,
+            .doubled = doubled,
+            .weights = weights.bytes.data(),
+            .packing = weights.packing};
+  }
+
+  fastddpm_conv3x3 normalised_conv3x3() const {
+    fastddpm_input x = reading(h);
+    x.norm = h_norm.data();
+    x.activation = FASTDDPM_ACTIVATION_SILU;
+    return conv3x3(x, g, second);
+  }
+
+  // Of h alone, or of h and g.
+  fastddpm_norm norm_of(bool both) const {
+    return {.statistics = {h.output.statistics, both ? g_statistics.data() : nullptr},
+            .stride = {h.output.stride, both ? g.output.stride : 0},
+            .channels = {HIDDEN, both ? HIDDEN : 0},
+            .batch = batch,
+            .height = HEIGHT,
+            .width = WIDTH,
+            .groups = GROUPS,
+            .eps = EPS,
+            .weight = nullptr,
+            .bias = nullptr,
+            .modulation = {},
+            .norm = both ? norm.data() : h_norm.data()};
+  }
+
+  fastddpm_statistics statistics() const {
+    return {g.output.data, g.output.stride, HIDDEN, batch, HEIGHT, WIDTH, g_statistics.data()};
+  }
+
+  fastddpm_convolution projection() const {
+    return {.x = {.data = {h.output.data, g.output.data},
+                  .stride = {h.output.stride, g.output.stride},
+                  .channels = {HIDDEN, HIDDEN},
+                  .norm = norm.data(),
+                  .activation = FASTDDPM_ACTIVATION_NONE},
+            .y = qkv.output,
+            .batch = batch,
+            .height = HEIGHT,
+            .width = WIDTH,
+            .input_height = HEIGHT,
+            .input_width = WIDTH,
+            .kernel = 1,
+            .stride = 1,
+            .padding = 0,
+            .weights = project.data(),
+            .packing = FASTDDPM_PACKING_FLOAT32};
+  }
+
+  fastddpm_attention attention() const {
+    const float* q = qkv.output.data;
+    const int64_t stride = qkv.output.stride;
+    return {.q = q,
+            .k = q + INNER,
+            .v = q + 2 * INNER,
+            .q_stride = stride,
+            .k_stride = stride,
+            .v_stride = stride,
+            .y = attended.output,
+            .batch = batch,
+            .tokens = PIXELS,
+            .heads = HEADS,
+            .head_dim = INNER / HEADS,
+            .scale = SCALE};
+  }
+
+  fastddpm_pointwise halve() const {
+    return {reading(attended), small.output, batch, HEIGHT / 2, WIDTH / 2, FASTDDPM_RESAMPLE_HALVE};
+  }
+
+  fastddpm_layout layout(bool into_map) const {
+    return {.to = into_map ? in.output.data : model_output.data(),
+            .from = into_map ? state.data() : out.output.data,
+            .stride = into_map ? in.output.stride : out.output.stride,
+            .batch = batch,
+            .channels = COLORS,
+            .pixels = PIXELS,
+            .into_map = into_map,
+            .factor = 1,
+            .offset = 0,
+            .divisor = into_map ? divisors.data() : nullptr};
+  }
+
+  fastddpm_step step() const {
+    return {.x = state.data(),
+            .x_0 = nullptr,
+            .model_output = model_output.data(),
+            .noise = nullptr,
+            .table = table.data(),
+            .batch = batch,
+            .elements = COLORS * PIXELS,
+            .prediction = FASTDDPM_PREDICTION_OTHER,
+            .variance = FASTDDPM_VARIANCE_FIXED,
+            .clip = CLIP,
+            .seed = &seed,
+            .indices = indices.data(),
+            .timesteps = timesteps.data(),
+            .first_nonfinite = nullptr};
+  }
+};
 
 // A program's steps in all the ways to run it; STEPS of them in the end.
 void run_all(const std::vector<fastddpm_instruction>& code, int32_t threads) {
@@ -131,122 +188,35 @@ void run_all(const std::vector<fastddpm_instruction>& code, int32_t threads) {
   if (!right || index != -1) throw std::runtime_error("the program counts its steps wrongly");
 }
 
+}  // namespace
+
 Results Chain::run(Samples samples, int32_t threads) const {
-  const int64_t batch = samples.count();
-  const Memory<float> state(torch_order(x, samples)), rows(table), divisors(DIVISORS);
-  const Memory<float> model_output(state.count(), Alignment::ELEMENTS);
-  const Memory<int64_t> timesteps(TIMESTEPS),
-      indices(
-          std::vector<int64_t>(INDICES.begin() + samples.first, INDICES.begin() + samples.last));
-  const int64_t packing = FASTDDPM_PACKING_TRANSFORMED;
-  const Memory<char> w1 = packed3x3(first, HIDDEN, COLORS, packing),
-                     w2 = packed3x3(second, HIDDEN, HIDDEN, packing),
-                     w4 = packed3x3(last, COLORS, INNER, FASTDDPM_PACKING_FLOAT32);
-  const Memory<char> w3(fastddpm_packed_convolution_bytes(3 * INNER, 2 * HIDDEN, 1, 0));
-  fastddpm_pack_convolution(w3.data(), Memory<float>(project).data(), 3 * INNER, 2 * HIDDEN, 1, 0);
-
-  const OutputMemory im(in, samples), hm(h, samples), qkvm(qkv, samples), am(attended, samples),
-      sm(small, samples), om(out, samples);
-  OutputMemory gm(g, samples);
-  gm.output.residual = hm.output.data;
-  gm.output.residual_stride = hm.output.stride;
-  const Memory<float> norm1(batch * 3 * stride_of(HIDDEN)),
-      norm2(batch * 3 * stride_of(2 * HIDDEN));
-  const Memory<float> statistics(batch * ((HEIGHT + 3) / 4) * 2 * gm.output.stride);
-
-  const uint64_t seed = SEED;
-  const fastddpm_layout enter = {
-      im.output.data, state.data(), im.output.stride, batch, COLORS, PIXELS, 1, 1, 0,
-      divisors.data()};
-  const fastddpm_conv3x3 conv1 = {input_of(im.output), hm.output, batch, HEIGHT, WIDTH, 0,
-                                  w1.data(),           packing};
-  fastddpm_norm n1 = {};
-  n1.statistics[0] = hm.output.statistics;
-  n1.stride[0] = hm.output.stride;
-  n1.channels[0] = HIDDEN;
-  n1.batch = batch;
-  n1.height = HEIGHT;
-  n1.width = WIDTH;
-  n1.groups = GROUPS;
-  n1.eps = EPS;
-  n1.norm = norm1.data();
-  const fastddpm_conv3x3 conv2 = {input_of(hm.output, nullptr, norm1.data(), 1),
-                                  gm.output,
-                                  batch,
-                                  HEIGHT,
-                                  WIDTH,
-                                  0,
-                                  w2.data(),
-                                  packing};
-  const fastddpm_statistics of_g = {gm.output.data, gm.output.stride, HIDDEN, batch, HEIGHT,
-                                    WIDTH,          statistics.data()};
-  fastddpm_norm n2 = n1;
-  n2.statistics[1] = statistics.data();
-  n2.stride[1] = gm.output.stride;
-  n2.channels[1] = HIDDEN;
-  n2.norm = norm2.data();
-  const fastddpm_convolution linear = {input_of(hm.output, &gm.output, norm2.data()),
-                                       qkvm.output,
-                                       batch,
-                                       HEIGHT,
-                                       WIDTH,
-                                       HEIGHT,
-                                       WIDTH,
-                                       1,
-                                       1,
-                                       0,
-                                       w3.data(),
-                                       FASTDDPM_PACKING_FLOAT32};
-  const float* q = qkvm.output.data;
-  const int64_t stride = qkvm.output.stride;
-  const fastddpm_attention attend = {q,      q + INNER, q + 2 * INNER, stride,
-                                     stride, stride,    am.output,     batch,
-                                     PIXELS, HEADS,     INNER / HEADS, SCALE};
-  const fastddpm_pointwise halve = {input_of(am.output), sm.output, batch,
-                                    HEIGHT / 2,          WIDTH / 2, FASTDDPM_RESAMPLE_HALVE};
-  const fastddpm_conv3x3 conv4 = {
-      input_of(sm.output), om.output, batch, HEIGHT, WIDTH, 1, w4.data(), FASTDDPM_PACKING_FLOAT32};
-  const fastddpm_layout leave = {model_output.data(),
-                                 om.output.data,
-                                 om.output.stride,
-                                 batch,
-                                 COLORS,
-                                 PIXELS,
-                                 0,
-                                 1,
-                                 0,
-                                 nullptr};
-  const fastddpm_step step = {state.data(),
-                              nullptr,
-                              model_output.data(),
-                              nullptr,
-                              rows.data(),
-                              batch,
-                              COLORS * PIXELS,
-                              0,
-                              0,
-                              CLIP,
-                              &seed,
-                              indices.data(),
-                              timesteps.data(),
-                              nullptr};
+  const Code code(*this, samples);
+  const auto enter = code.layout(true), leave = code.layout(false);
+  const auto first = code.conv3x3(Code::reading(code.in), code.h, code.first);
+  const auto last = code.conv3x3(Code::reading(code.small), code.out, code.last, 1);
+  const auto h_norm = code.norm_of(false), norm = code.norm_of(true);
+  const auto second = code.normalised_conv3x3();
+  const auto statistics = code.statistics();
+  const auto projection = code.projection();
+  const auto attention = code.attention();
+  const auto halve = code.halve();
+  const auto step = code.step();
   run_all({{FASTDDPM_OP_LAYOUT, &enter},
-           {FASTDDPM_OP_CONV3X3, &conv1},
-           {FASTDDPM_OP_NORM, &n1},
-           {FASTDDPM_OP_CONV3X3, &conv2},
-           {FASTDDPM_OP_STATISTICS, &of_g},
-           {FASTDDPM_OP_NORM, &n2},
-           {FASTDDPM_OP_CONVOLUTION, &linear},
-           {FASTDDPM_OP_ATTENTION, &attend},
+           {FASTDDPM_OP_CONV3X3, &first},
+           {FASTDDPM_OP_NORM, &h_norm},
+           {FASTDDPM_OP_CONV3X3, &second},
+           {FASTDDPM_OP_STATISTICS, &statistics},
+           {FASTDDPM_OP_NORM, &norm},
+           {FASTDDPM_OP_CONVOLUTION, &projection},
+           {FASTDDPM_OP_ATTENTION, &attention},
            {FASTDDPM_OP_POINTWISE, &halve},
-           {FASTDDPM_OP_CONV3X3, &conv4},
+           {FASTDDPM_OP_CONV3X3, &last},
            {FASTDDPM_OP_LAYOUT, &leave},
            {FASTDDPM_OP_STEP, &step}},
           threads);
-  return {{"x", taken(state, 1, 1)}};
+  return {{"x", taken(code.state, 1, 1)}};
 }
-
-}  // namespace
 
 void add_program(Cases& cases) {
   const auto chain = std::make_shared<const Chain>();

@@ -43,6 +43,7 @@ class Call(NamedTuple):
     ratio:         the most bytes moved, as a multiple of the least.
     exact:         products and sums must be rounded apart.
     in_place:      arguments that hold a value before and are written.
+    fused:         fused multiply-adds an element, all of them written as such.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Call(NamedTuple):
     ratio: float = 1.05
     exact: bool = False
     in_place: tuple[str, ...] = ()
+    fused: int = 0
 
     def launches(self) -> tuple[list[Launch], Work]:
         """What the call launches, and its work; nothing is run."""
@@ -168,7 +170,7 @@ READ_TWICE, READ_TWICE_SUM, READ_TWICE_BACKWARD = 3 / 2, 5 / 4, 5 / 3
 CALLS = (
     Call("ancestral_step, network", _stepped("cifar_network"), _STEP, 1.05, True, _UPDATED),
     Call("ancestral_step, float32", _stepped("cifar_draws"), _STEP, 1.05, True, _UPDATED),
-    Call("ancestral_step, learned", _stepped("learned_network"), {}, 1.05, True, _UPDATED),
+    Call("ancestral_step, learned", _stepped("learned_network"), _STEP, 1.05, True, _UPDATED, 11),
     Call("q_sample", _diffused, {"q_sample_kernel": PER_NORMAL}, exact=True),
     Call("normal", _drawn, {"normal_kernel": PER_NORMAL}, exact=True),
     Call("group_norm_silu 32²×128", _normalised(128, 32), _PLAIN),
