@@ -385,7 +385,7 @@ def test_nan_in_the_chain(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--engine", "cpu"], "not built yet"),
+        (["--engine", "cpu", "--dtype", "bfloat16"], "it computes in float32"),
         (["--engine", "warp"], "engine is one of"),
         (["--dtype", "int8"], "--dtype"),
         (["--format", "gif"], "--format"),

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from fastddpm import ops, selfcheck
+from fastddpm import Sampler, ops, selfcheck
 from fastddpm.cli import app
 from fastddpm.kernels.ancestral_step.call import StepCall
-from fastddpm.ops import library
+from fastddpm.ops import library, program_abi
 from fastddpm.selfcheck import Check, Outcome, checks, engines, exact, norms
 from fastddpm.selfcheck.outcome import Bits, Errors, largest_difference, not_run, run
 
@@ -239,12 +240,38 @@ def test_splitting_passes_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engines.splitting("auto", CPU).passed is False
 
 
+# What runs inside of a program only: these are in the chains of engine cpu.
+INSTRUCTIONS = {"attention", "conv3x3", "convolution", "group_norm_silu", "layout", "pointwise"}
+
+
+def test_chains_of_the_program_have_all_its_instructions() -> None:
+    kinds = set()
+    for model in ("mnist", "small"):
+        sampler = Sampler(*engines._model(model, 2), "cpu")
+        sampler.sample(1)
+        kinds |= {word.strip("(,;)") for word in sampler.explain().split()}
+    assert {op.name.capitalize() for op in program_abi.Op} <= kinds
+
+
+def test_splitting_of_networks_passes_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engines.splitting_networks(CPU).passed
+    own = engines.sampled
+
+    def sampled(*arguments: Any, batch_size: int | None = None) -> Tensor:
+        images = own(*arguments, batch_size=batch_size)
+        return images if batch_size is None else torch.nextafter(images, torch.ones(()))
+
+    monkeypatch.setattr(engines, "sampled", sampled)
+    assert engines.splitting_networks(CPU).passed is False
+
+
 def test_every_kernel_and_engine_has_a_check() -> None:
     names = [check.name for check in selfcheck.all_checks(CPU)]
     kernels = {path.parent.name for path in _kernel_files("triton_kernel.py")}
     assert {name.split(",")[0].split(" ")[0] for name in names if "triton" in name} == kernels
     native = {path.parent.name for path in _kernel_files("cpu_kernel.cpp")}
-    assert native <= {name.split(",")[0] for name in names if name.endswith(", cpu")}
+    single = {name.split(",")[0] for name in names if name.endswith(", cpu")}
+    assert native - single == INSTRUCTIONS
     for engine in ("auto", "compile", "cuda_graph", "cpu"):
         assert f"engine {engine}" in names
 

@@ -73,7 +73,8 @@ class AncestralStep:
         self._tables = tables
         self._noise = noise
         self._backend = backend
-        self._condition = None if labels is None else network.condition(labels).clone()
+        condition = network.condition(labels, shape[0])
+        self._condition = None if condition is None else condition.clone()
         self._network_input = network.input_buffer(shape)
         self._first_nonfinite = torch.full_like(tables.timesteps[:1], NONE_YET)
 
@@ -81,7 +82,9 @@ class AncestralStep:
         """Make the static tensors this call's: its noise, and labels [b, ...] for b <= B rows."""
         source.load(self._noise)
         if self._condition is not None and labels is not None:
-            self._condition[: len(labels)].copy_(self._network.condition(labels))
+            condition = self._network.condition(labels, len(labels))
+            assert condition is not None
+            self._condition[: len(labels)].copy_(condition)
         self._first_nonfinite.fill_(NONE_YET)
 
     def refresh(self, source: NoiseSource, i: int) -> None:

@@ -42,8 +42,9 @@ class Network(Protocol):
         """The output for x as ``input_buffer`` tells and timesteps t [B]; floating."""
         ...
 
-    def condition(self, labels: Tensor) -> Tensor:
-        """What ``at_step`` takes of labels [B, ...], computed once a chain: [B, ...]."""
+    def condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        """What ``at_step`` takes of the labels [B, ...] of a batch, computed once a chain:
+        [B, ...], or None. ValueError where labels are missing, or too many."""
         ...
 
     def at_step(self, x: Tensor, i: Tensor, condition: Tensor | None) -> Tensor:
@@ -90,7 +91,7 @@ class CallableNetwork:
             return None
         return torch.zeros(shape, dtype=self._dtype, device=self._device)
 
-    def condition(self, labels: Tensor) -> Tensor:
+    def condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
         return labels
 
     def at_step(self, x: Tensor, i: Tensor, condition: Tensor | None) -> Tensor:

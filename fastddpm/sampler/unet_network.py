@@ -60,9 +60,9 @@ class _TabledNetwork:
     def _refill(self) -> None:
         self._table.copy_(self._filled())
 
-    def condition(self, labels: Tensor) -> Tensor:
+    def condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
         """The labels' part of the time embedding, [B, E]."""
-        return self._unet.embedded_labels(labels).detach()
+        return self._unet.embedded_labels(labels, batch)
 
     def at_step(self, x: Tensor, i: Tensor, condition: Tensor | None) -> Tensor:
         row = ops.table_row(self._table, i).expand(x.shape[0], -1)

@@ -15,7 +15,11 @@ from fastddpm.selfcheck import engines, exact, norms
 from fastddpm.selfcheck.outcome import Check, Outcome, not_run
 
 # What the engines run: the model, so many of its steps (None: all), and with which batch sizes.
-CPU_CHAINS = {"auto": ("mnist", 40, (3, 2)), "compile": ("small", 100, (3,))}
+CPU_CHAINS = {
+    "auto": ("mnist", 40, (3, 2)),
+    "compile": ("small", 100, (3,)),
+    "cpu": ("mnist", 40, (3, 2)),
+}
 GPU_CHAINS = {"compile": ("mnist", None, (3,)), "cuda_graph": ("mnist", None, (3, 2))}
 Compare = Callable[[str, torch.device], Outcome]
 EXACT: dict[str, Compare] = {
@@ -68,10 +72,15 @@ def engine_checks(device: torch.device, *, quick: bool = False) -> list[Check]:
         if why is not None:
             found.append(not_run(name, why))
             continue
-        found += [
-            Check(name, functools.partial(engines.chain, engine, device, *chains_here[engine])),
-            Check(f"batch splits, {name}", functools.partial(engines.splitting, engine, device)),
-        ]
+        found.append(
+            Check(name, functools.partial(engines.chain, engine, device, *chains_here[engine]))
+        )
+        if engine == "cpu":
+            found += _programs(device)
+            continue
+        found.append(
+            Check(f"batch splits, {name}", functools.partial(engines.splitting, engine, device))
+        )
         if device.type == "cuda" and not quick:
             found += _half_precision(engine, device)
     return found
@@ -86,6 +95,13 @@ def _backend(
             yield not_run(name, missing)
         else:
             yield Check(name, functools.partial(compare, backend, device))
+
+
+def _programs(device: torch.device) -> Iterator[Check]:
+    """What only programs are: other instructions, and the same bits for networks, too."""
+    small = functools.partial(engines.chain, "cpu", device, "small", 100, (3,))
+    yield Check("a small network, engine cpu", small)
+    yield Check("batch splits, engine cpu", functools.partial(engines.splitting_networks, device))
 
 
 def _half_precision(engine: str, device: torch.device) -> Iterator[Check]:

@@ -80,6 +80,17 @@ def splitting(engine: str, device: torch.device) -> Outcome:
     return bits.outcome(f"batch splits, engine {engine}")
 
 
+def splitting_networks(device: torch.device) -> Outcome:
+    """Chains of networks on the CPU engine: the same bits for every batch size."""
+    bits = Bits()
+    for model, steps in (("mnist", 5), ("small", 20)):
+        whole = sampled("cpu", device, model, steps)
+        for size in (1, 2):
+            split = sampled("cpu", device, model, steps, batch_size=size)
+            bits.add(f"{model}, batches of {size}", split, whole)
+    return bits.outcome("batch splits, engine cpu")
+
+
 def sampled(
     engine: str,
     device: torch.device,

@@ -85,10 +85,8 @@ class UNet(nn.Module):
             ValueError: for labels against the config.
         """
         embedding = self.embedded_times(t.reshape(-1))
-        self._check_labels(labels, len(embedding))
-        if labels is not None:
-            embedding = embedding + self.embedded_labels(labels)
-        return self.rows_of(embedding)
+        of_labels = self.embedded_labels(labels, len(embedding))
+        return self.rows_of(embedding if of_labels is None else embedding + of_labels)
 
     def embedded_times(self, t: Tensor) -> Tensor:
         """The time embedding, to which that of the labels is added: [B] -> [B, time_channels]."""
@@ -96,10 +94,11 @@ class UNet(nn.Module):
         embedding: Tensor = self.time_embedding(self.time_proj(t).to(dtype))
         return embedding
 
-    def embedded_labels(self, labels: Tensor) -> Tensor:
-        """Labels as in `forward` -> [B, time_channels]."""
-        self._check_labels(labels, len(labels))
-        assert self.class_embedding is not None
+    def embedded_labels(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        """Labels as in `forward` -> [batch, time_channels]; None for a network that takes none."""
+        self._check_labels(labels, batch)
+        if labels is None or self.class_embedding is None:
+            return None
         dtype = self.time_embedding.linear_1.weight.dtype
         if self.config.class_embed_type == "timestep":
             labels = self.time_proj(labels).to(dtype)
