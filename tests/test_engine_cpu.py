@@ -57,13 +57,16 @@ class TestAccuracy:
     @pytest.mark.parametrize("isa", ISAS, indirect=True)
     @pytest.mark.parametrize("name", NETWORKS)
     def test_error_is_at_most_twice_torchs_own(self, name: str, isa: str) -> None:
+        """And that of Winograd's transforms, which does not shrink with the channels as torch's
+        does: 4 units in the last place, 2^-24, together, as for one convolution."""
         unet = network(**NETWORKS[name])
         given = (images(unet), *conditions(unet))
         exact = exactly(unet, *given)
         with torch.no_grad():
             torchs = error(unet(*given), exact)
         for memory in ("small", "speed"):
-            assert error(output(unet, *given, memory=memory), exact) <= 2 * torchs
+            ours = error(output(unet, *given, memory=memory), exact)
+            assert ours <= 2 * torchs + 4 * 2.0**-24
 
     @pytest.mark.parametrize("name", ["ho", "openai", "three_levels"])
     def test_float16_weights_are_near_and_not_the_same(self, name: str) -> None:
