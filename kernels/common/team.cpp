@@ -2,12 +2,14 @@
 #include "team.h"
 
 #include <chrono>
+#include <thread>
 
 namespace {
 
-// About as long as it takes to wake a sleeper: at worst, waiting costs twice what it must. After
-// that, another thread may need the core.
-constexpr std::chrono::microseconds PATIENCE(50);
+// A sleeper wakes late (hundreds of microseconds on a virtual machine), and whoever waits for it
+// then falls asleep in turn: so members spin for longer than the pieces of an instruction differ,
+// then let other threads have the core as long as a step may take, and only then sleep.
+constexpr std::chrono::microseconds SPINS(200), YIELDS(20000);
 
 void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -37,11 +39,14 @@ void Meeting::barrier() {
   const uint32_t round = round_.load(std::memory_order_relaxed);
   if (arrive()) return;
   const auto begin = std::chrono::steady_clock::now();
-  while (std::chrono::steady_clock::now() - begin < PATIENCE) {
+  auto waited = begin - begin;
+  while (waited < YIELDS) {
     for (int spin = 0; spin < 16; ++spin) {
       if (round_.load(std::memory_order_acquire) != round) return;
       relax();
     }
+    if (waited > SPINS) std::this_thread::yield();
+    waited = std::chrono::steady_clock::now() - begin;
   }
   while (round_.load(std::memory_order_acquire) == round) round_.wait(round);
 }

@@ -15,23 +15,25 @@
 
 namespace {
 
-// Tiles of a piece: the weights' transform is shared by so many, and M and U fit in 1 MB.
-constexpr int64_t PIECE_TILES = 64;
+// Tiles of a piece: the weights' transform is shared by so many, and M takes 300 KB.
+constexpr int64_t PIECE_TILES = 2048 / PANEL;
+// A member takes so many pieces between two barriers, so that none waits long for the last; V is no
+// larger than that, and stays in the cache.
+constexpr int64_t MEMBER_PIECES = 3;
 // Input channels whose V lies together and whose U is a piece's: 32 KB of a panel for a frequency.
 constexpr int64_t SLAB = 256;
 constexpr int64_t U_FREQUENCY = SLAB * PANEL + 16;  // floats between two frequencies of U
-// So few tiles are multiplied in registers, REGISTER_TILES at a time (32 vectors or 16); distances
-// between two tiles and two frequencies of V are constants then.
-constexpr int64_t FEW = 8;
-constexpr int REGISTER_TILES = VECTORS * MAX_ROWS >= 24 ? 4 : 2;
+// So few tiles are multiplied with their sums in registers, four at a time; distances between two
+// tiles and two frequencies of V are constants then.
+constexpr int REGISTER_TILES = 4, REGISTER_SUMS = VECTORS * MAX_ROWS >= 24 ? 24 : 12;
+constexpr int64_t FEW = REGISTER_SUMS / 3;
 constexpr int64_t FEW_TILE = SLAB + 16, FEW_FREQUENCY = (FEW * FEW_TILE / 16 | 1) * 16;
 // Input channels that are normalised and transformed together.
 constexpr int64_t CHUNK = 64;
-// Floats between two pixels of the ring: a chunk, and what a last vector writes beyond it.
-constexpr int64_t RING_PIXEL = CHUNK + 16;
+constexpr int64_t RING_PIXEL =
+    CHUNK + 16;  // floats of a pixel: whole vectors are written from any one on
 // Lines that are transformed together: 2 of 4 n + 2 rows of pixels are read twice.
 constexpr int64_t RUN_LINES = 8;
-constexpr int64_t BLOCK_BYTES = 8 << 20;
 
 // The least number of floats for `count` that is an odd number of cache lines: no two rows of so
 // many floats meet in one set of a cache more often than they must.
@@ -50,7 +52,7 @@ struct Blocks {
   int64_t depth;                        // input channels whose weights are transformed at a time
   int64_t v_tile, v_frequency, v_slab;  // floats between two tiles, frequencies, slabs
   int64_t m_tile;
-  bool few;        // tiles are few enough for their sums of six frequencies to live in registers
+  bool few;        // a block has few tiles: their sums live in registers
   int64_t shared;  // floats of V
   int64_t row;     // of a row of pixels in the ring
   int64_t member;  // of U, M and the ring of one member
@@ -61,24 +63,23 @@ struct Blocks {
     across = quotient_up(conv.width, TILE);
     strips = quotient_up(conv.height, TILE);
     lines = conv.batch * strips;
-    piece_lines = smaller(lines, larger(1, PIECE_TILES / across));
-    // A panel for everyone, or fewer tiles a piece.
-    const int64_t cuts = smaller(lines, quotient_up(threads, panels));
-    piece_lines = smaller(piece_lines, quotient_up(lines, cuts));
+    // A panel for everyone, or fewer tiles a piece; then pieces of nearly equal size.
+    const int64_t most =
+        smaller(larger(1, PIECE_TILES / across), quotient_up(lines, quotient_up(threads, panels)));
+    const int64_t pieces = quotient_up(lines, most);
+    const int64_t blocks = larger(1, pieces * panels / (MEMBER_PIECES * threads));
+    block_lines = quotient_up(lines, smaller(blocks, pieces));
+    const int64_t parts = quotient_up(block_lines, most);
+    piece_lines = quotient_up(block_lines, parts);
     const int64_t tiles = piece_lines * across;
     slab = smaller(in, round_up(quotient_up(in, quotient_up(in, SLAB)), CHUNK));
     const bool transformed = conv.packing == FASTDDPM_PACKING_TRANSFORMED;
-    few = lines * across <= FEW && !transformed;
+    few = block_lines * across <= FEW && !transformed;
     depth = smaller(slab, few ? 64 : tiles < 16 && !transformed ? 512 / PANEL : SLAB);
     v_tile = few ? FEW_TILE : odd_lines(slab);
-    const int64_t slabs = quotient_up(in, slab);
-    const int64_t line_bytes = slabs * FREQUENCIES * across * v_tile * 4;
-    const int64_t most =
-        larger(piece_lines * cuts, BLOCK_BYTES / line_bytes / piece_lines * piece_lines);
-    block_lines = smaller(lines, most);
     v_frequency = few ? FEW_FREQUENCY : odd_lines(block_lines * across * v_tile);
     v_slab = odd_lines(FREQUENCIES * v_frequency);
-    shared = slabs * v_slab;
+    shared = quotient_up(in, slab) * v_slab;
     m_tile = odd_lines(FREQUENCIES * PANEL);
     row = odd_lines((across * TILE + 2) * RING_PIXEL);
     member = POINTS * U_FREQUENCY + tiles * m_tile + POINTS * row;

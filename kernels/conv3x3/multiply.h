@@ -82,37 +82,42 @@ static void multiply_transformed(const Piece& piece) {
   }
 }
 
-// TILES tiles in registers: row ROW for LANES output channels and `count` input channels.
-template <int ROW, int TILES, typename Number>
-static inline void multiply_in_registers(const Number* g, int64_t count, int64_t depth,
-                                         const float* v, float* m, int64_t m_tile, bool begin) {
-  f32 sum[TILES][POINTS];
+// TILES tiles in registers: frequencies [FIRST, FIRST + COUNT) of row ROW for LANES output channels
+// and `count` input channels. ahead: floats or halves from g to what is needed next. Not inline:
+// the sums of one must not compete for registers with another's.
+template <int ROW, int FIRST, int COUNT, int TILES, typename Number>
+[[gnu::noinline]] static void multiply_in_registers(const Number* g, int64_t ahead, int64_t count,
+                                                    const float* v, float* m, int64_t m_tile,
+                                                    bool begin) {
+  constexpr int64_t LINES = (TAPS * LANES * static_cast<int64_t>(sizeof(Number)) + 63) / 64;
+  f32 sum[TILES][COUNT];
 #pragma GCC unroll 4
   for (int t = 0; t < TILES; ++t) {
 #pragma GCC unroll 6
-    for (int j = 0; j < POINTS; ++j) sum[t][j] = begin ? f32{} : load(m + t * m_tile + j * PANEL);
+    for (int j = 0; j < COUNT; ++j) {
+      sum[t][j] = begin ? f32{} : load(m + t * m_tile + (FIRST + j) * PANEL);
+    }
   }
   for (int64_t k = 0; k < count; ++k, ++v, g += TAPS * LANES) {
-    // What the next call for this row reads, a sixth of it by each row: memory is what few tiles
-    // wait for.
-    const Number* const next = g + depth * TAPS * LANES;
-    __builtin_prefetch(next + ROW * LANES, 0, 2);
-    if (ROW < TAPS - POINTS) __builtin_prefetch(next + (ROW + POINTS) * LANES, 0, 2);
-    f32 u[POINTS];
-    transform_weights<ROW>([&](int tap) { return number(g + tap * LANES); }, u);
-#pragma GCC unroll 6
-    for (int j = 0; j < POINTS; ++j) {
+    // Memory is what few tiles wait for: each row asks for a sixth of the cache lines.
+#pragma GCC unroll 2
+    for (int64_t line = ROW; FIRST == 0 && line < LINES; line += POINTS) {
+      __builtin_prefetch(reinterpret_cast<const char*>(g + ahead) + line * 64, 0, 2);
+    }
+    const auto tap = [&](int at) { return number(g + at * LANES); };
+    transform_weights<ROW>(tap, [&](int j, f32 u) {
+      if (j < FIRST || j >= FIRST + COUNT) return;
 #pragma GCC unroll 4
       for (int t = 0; t < TILES; ++t) {
         const f32 value = broadcast(v[j * FEW_FREQUENCY + t * FEW_TILE]);
-        sum[t][j] = multiply_add(value, u[j], sum[t][j]);
+        sum[t][j - FIRST] = multiply_add(value, u, sum[t][j - FIRST]);
       }
-    }
+    });
   }
 #pragma GCC unroll 4
   for (int t = 0; t < TILES; ++t) {
 #pragma GCC unroll 6
-    for (int j = 0; j < POINTS; ++j) store(m + t * m_tile + j * PANEL, sum[t][j]);
+    for (int j = 0; j < COUNT; ++j) store(m + t * m_tile + (FIRST + j) * PANEL, sum[t][j]);
   }
 }
 
@@ -120,18 +125,22 @@ template <typename Number, int ROW = 0>
 static inline void multiply_few_rows(const Piece& piece, int64_t vector, int64_t first,
                                      int64_t count) {
   const Number* const g = piece.weights<Number>(vector, first);
-  const int64_t m_tile = piece.blocks.m_tile, groups = quotient_up(piece.tiles, REGISTER_TILES);
+  const int64_t ahead = piece.blocks.depth * TAPS * LANES, m_tile = piece.blocks.m_tile;
+  const int64_t groups = quotient_up(piece.tiles, REGISTER_TILES);
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t tile = piece.tiles * group / groups;
+    const float* const v = piece.v_of(ROW, first) + tile * FEW_TILE;
+    float* const m = piece.m(ROW) + vector * LANES + tile * m_tile;
     with_rows<REGISTER_TILES>(piece.tiles * (group + 1) / groups - tile, [&](auto tiles) {
-      multiply_in_registers<ROW, decltype(tiles)::value>(
-          g, count, piece.blocks.depth, piece.v_of(ROW, first) + tile * FEW_TILE,
-          piece.m(ROW) + vector * LANES + tile * m_tile, m_tile, first == 0);
+      constexpr int TILES = decltype(tiles)::value;
+      constexpr int COUNT = TILES * POINTS <= REGISTER_SUMS ? POINTS : POINTS / 2;
+      multiply_in_registers<ROW, 0, COUNT, TILES>(g, ahead, count, v, m, m_tile, first == 0);
+      if constexpr (COUNT < POINTS) {
+        multiply_in_registers<ROW, COUNT, COUNT, TILES>(g, ahead, count, v, m, m_tile, first == 0);
+      }
     });
   }
-  if constexpr (ROW + 1 < POINTS) {
-    multiply_few_rows<Number, ROW + 1>(piece, vector, first, count);
-  }
+  if constexpr (ROW + 1 < POINTS) multiply_few_rows<Number, ROW + 1>(piece, vector, first, count);
 }
 
 // Few tiles: all rows for a chunk of input channels, whose weights stay in L1 meanwhile.

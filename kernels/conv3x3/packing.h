@@ -41,10 +41,8 @@ template <int ROW, typename Number>
 static inline void transform_row(const Number* g, int64_t count, float* u, int64_t u_k,
                                  int64_t u_j) {
   for (int64_t k = 0; k < count; ++k, g += TAPS * LANES, u += u_k) {
-    f32 row[POINTS];
-    transform_weights<ROW>([&](int tap) { return number(g + tap * LANES); }, row);
-#pragma GCC unroll 6
-    for (int j = 0; j < POINTS; ++j) store(u + j * u_j, row[j]);
+    transform_weights<ROW>([&](int tap) { return number(g + tap * LANES); },
+                           [&](int j, f32 value) { store(u + j * u_j, value); });
   }
 }
 

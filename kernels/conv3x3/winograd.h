@@ -95,18 +95,19 @@ static inline f32 weight_point(f32 g0, f32 g1, f32 g2) {
   return plus(plus(g0, POINT[ROW] * POINT[ROW], g2), POINT[ROW], g1);
 }
 
-// Row ROW of G g G^T for LANES output channels, u[0 ... 5], from the nine g(0) ... g(8).
-template <int ROW, typename Weights>
-static inline void transform_weights(const Weights& g, f32 (&u)[POINTS]) {
+// Row ROW of G g G^T for LANES output channels from the nine g(0) ... g(8): emit(column, u) for the
+// columns 0, 5, 1, 2, 3, 4, so that one who uses each at once needs few registers.
+template <int ROW, typename Weights, typename Emit>
+static inline void transform_weights(const Weights& g, const Emit& emit) {
   f32 line[3];
 #pragma GCC unroll 3
   for (int x = 0; x < 3; ++x) line[x] = weight_point<ROW>(g(x), g(3 + x), g(6 + x));
-  u[0] = weight_point<0>(line[0], line[1], line[2]);
-  u[1] = weight_point<1>(line[0], line[1], line[2]);
-  u[2] = weight_point<2>(line[0], line[1], line[2]);
-  u[3] = weight_point<3>(line[0], line[1], line[2]);
-  u[4] = weight_point<4>(line[0], line[1], line[2]);
-  u[5] = weight_point<5>(line[0], line[1], line[2]);
+  emit(0, line[0]);
+  emit(5, line[2]);
+  emit(1, weight_point<1>(line[0], line[1], line[2]));
+  emit(2, weight_point<2>(line[0], line[1], line[2]));
+  emit(3, weight_point<3>(line[0], line[1], line[2]));
+  emit(4, weight_point<4>(line[0], line[1], line[2]));
 }
 
 // Rows 0 and 2 of A^T times (m0 ... m5), and rows 1 and 3.
