@@ -43,11 +43,11 @@ static inline int64_t round_up(int64_t count, int64_t multiple) {
 
 // Channels [first, end) of `part` of `count` pixels in a row to `to`, `to_stride` floats apart, in
 // whole vectors: up to LANES - 1 floats beyond them are written. `pixel` counts all pixels of the
-// map, `sample` says whose norm applies.
+// map, `sample` says whose norm applies. What lies `ahead` pixels further on is asked for.
 template <bool NORM, bool SILU>
 static inline void read_pixels_as(const fastddpm_input& x, int part, int64_t sample, int64_t pixel,
                                   int64_t count, int64_t first, int64_t end, float* to,
-                                  int64_t to_stride) {
+                                  int64_t to_stride, int64_t ahead) {
   const int64_t stride = x.stride[part], width = round_up(all_channels(x), FASTDDPM_ALIGN);
   const int64_t offset = part == 0 ? 0 : x.channels[0];
   for (int64_t c = first; c < end; c += LANES, to += LANES) {
@@ -62,6 +62,7 @@ static inline void read_pixels_as(const fastddpm_input& x, int part, int64_t sam
     const float* const from = x.data[part] + pixel * stride + c;
     const auto read = [&](auto load_pixel) {
       for (int64_t p = 0; p < count; ++p) {
+        __builtin_prefetch(from + (p + ahead) * stride);
         f32 v = load_pixel(from + p * stride);
         if constexpr (NORM) v = multiply_add(v - mean, scale, shift);
         store(to + p * to_stride, SILU ? silu(v) : v);
@@ -78,8 +79,10 @@ static inline void read_pixels_as(const fastddpm_input& x, int part, int64_t sam
 
 static inline void read_pixels(const fastddpm_input& x, int part, int64_t sample, int64_t pixel,
                                int64_t count, int64_t first, int64_t end, float* to,
-                               int64_t to_stride) {
-  const auto read = [&](auto as) { as(x, part, sample, pixel, count, first, end, to, to_stride); };
+                               int64_t to_stride, int64_t ahead = 0) {
+  const auto read = [&](auto as) {
+    as(x, part, sample, pixel, count, first, end, to, to_stride, ahead);
+  };
   if (x.norm == nullptr && x.activation == FASTDDPM_ACTIVATION_NONE) {
     read(read_pixels_as<false, false>);
   } else if (x.norm == nullptr) {

@@ -4,7 +4,7 @@
 // images follow one another. A block of lines is transformed into V, which the team shares; then
 // each piece, a panel of output channels by some lines of the block, is multiplied by one member:
 //
-//     V [in / depth][36][tiles of a block][depth]    U [6][depth][PANEL]
+//     V [in / depth][36][tiles of a block][depth]    U [12][depth][PANEL]
 //     M [tiles of a piece][36][PANEL]
 //
 // None of this changes a result: every sum runs over the input channels in their order.
@@ -82,7 +82,7 @@ struct Blocks {
     shared = quotient_up(in, slab) * v_slab;
     m_tile = odd_lines(FREQUENCIES * PANEL);
     row = odd_lines((across * TILE + 2) * RING_PIXEL);
-    member = POINTS * U_FREQUENCY + tiles * m_tile + POINTS * row;
+    member = 2 * POINTS * U_FREQUENCY + tiles * m_tile + POINTS * row;
   }
 
   int64_t bytes(int64_t threads) const { return (shared + threads * member) * 4; }
@@ -98,7 +98,7 @@ struct Scratch {
   Scratch(const Blocks& blocks, char* scratch, int64_t member) {
     v = reinterpret_cast<float*>(scratch);
     u = v + blocks.shared + member * blocks.member;
-    m = u + POINTS * U_FREQUENCY;
+    m = u + 2 * POINTS * U_FREQUENCY;
     ring = u + blocks.member - POINTS * blocks.row;
   }
 };

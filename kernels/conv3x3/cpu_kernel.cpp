@@ -40,10 +40,18 @@ void run_conv3x3(const fastddpm_conv3x3& conv, const Team& team) {
       const int64_t panel = k % blocks.panels, part = k / blocks.panels;
       const int64_t from = first + (end - first) * part / parts;
       const int64_t to = first + (end - first) * (part + 1) / parts;
-      const char* const weights =
-          static_cast<const char*>(conv.weights) + panel * panel_bytes(blocks.in, conv.packing);
-      const Piece piece = {blocks, scratch, weights, (to - from) * blocks.across,
-                           scratch.v + (from - first) * blocks.across * blocks.v_tile};
+      const int64_t bytes = panel_bytes(blocks.in, conv.packing),
+                    tiles = (to - from) * blocks.across;
+      const char* const weights = static_cast<const char*>(conv.weights) + panel * bytes;
+      // This member's next panel, most likely.
+      const int64_t next = (panel + team.size) % blocks.panels - panel;
+      const int64_t steps = FREQUENCIES * blocks.in * row_blocks(tiles);
+      Piece piece = {blocks,
+                     scratch,
+                     weights,
+                     tiles,
+                     scratch.v + (from - first) * blocks.across * blocks.v_tile,
+                     {weights + next * bytes, quotient_up(bytes, steps)}};
       with_width(conv.y.channels - panel * PANEL, [&](auto width) {
         constexpr int WIDTH = decltype(width)::value;
         multiply<WIDTH>(piece, conv.packing);

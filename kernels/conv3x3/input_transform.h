@@ -22,13 +22,9 @@ static void read_part_of_row(const fastddpm_conv3x3& conv, int part, int64_t ima
   if (begin >= end) return;
   const int64_t doubled = conv.doubled ? 1 : 0, width = conv.width >> doubled;
   const int64_t pixel = (image * (conv.height >> doubled) + (y >> doubled)) * width;
-  // The next row of pixels, while this one is computed on.
-  const float* next = x.data[part] + (pixel + width) * x.stride[part];
-  for (int64_t k = 0; k < width; ++k, next += x.stride[part]) {
-    for (int64_t c = begin; c < end; c += 16) __builtin_prefetch(next + c);
-  }
+  // The next row is asked for while this one is computed on.
   read_pixels(x, part, image, pixel, width, begin, end, to + begin + before - first,
-              RING_PIXEL << doubled);
+              RING_PIXEL << doubled, width);
 }
 
 // Row y of the (enlarged) input into `to`, which begins with the zeros left of the image.

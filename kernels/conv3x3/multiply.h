@@ -6,6 +6,16 @@
 
 namespace {
 
+// Asks for the weights of the next piece, evenly over all steps k of all products of this one, so
+// that they arrive from memory while the units multiply.
+struct Upcoming {
+  const char* from;
+  int64_t step;  // bytes
+
+  void operator()(int64_t k) const { __builtin_prefetch(from + k * step, 0, 2); }
+  Upcoming after(int64_t count) const { return {from + count * step, step}; }
+};
+
 // The part of a convolution that one member multiplies: a panel of output channels by some tiles.
 struct Piece {
   const Blocks& blocks;
@@ -13,6 +23,7 @@ struct Piece {
   const void* panel;  // packed weights
   int64_t tiles;
   const float* v;  // of the first tile
+  Upcoming upcoming;
 
   float* m(int row) const { return scratch.m + row * POINTS * PANEL; }
   const float* v_of(int row, int64_t channel) const {
@@ -29,7 +40,7 @@ struct Piece {
 
 // For the six frequencies of row ROW and input channels [first, end); u [6][end - first][PANEL].
 template <int WIDTH>
-static void multiply_row(const Piece& piece, int row, int64_t first, int64_t end, const float* u,
+static void multiply_row(Piece& piece, int row, int64_t first, int64_t end, const float* u,
                          int64_t u_frequency) {
   const int64_t v_tile = piece.blocks.v_tile, m_tile = piece.blocks.m_tile;
   for (int64_t j = 0; j < POINTS; ++j, u += u_frequency) {
@@ -44,7 +55,8 @@ static void multiply_row(const Piece& piece, int row, int64_t first, int64_t end
           for (int w = 0; w < WIDTH; ++w) sum[r][w] = load(to + r * m_tile + w * LANES);
         }
       }
-      multiply_panel(v + tile * v_tile, v_tile, u, end - first, sum);
+      multiply_panel(v + tile * v_tile, v_tile, u, end - first, sum, piece.upcoming);
+      piece.upcoming = piece.upcoming.after(end - first);
       for (int r = 0; r < ROWS; ++r) {
         for (int w = 0; w < WIDTH; ++w) store(to + r * m_tile + w * LANES, sum[r][w]);
       }
@@ -52,19 +64,27 @@ static void multiply_row(const Piece& piece, int row, int64_t first, int64_t end
   }
 }
 
-// Input channels [first, first + count): one row after the other transformed and multiplied.
+// Input channels [first, first + count): one row or pair of rows after the other transformed and
+// multiplied. The rows of +-p have half of their work in common, and so have those of +-q.
 template <int WIDTH, typename Number, int ROW = 0>
-static inline void multiply_many_rows(const Piece& piece, int64_t first, int64_t count) {
+static inline void multiply_many_rows(Piece& piece, int64_t first, int64_t count) {
+  constexpr int COUNT = ROW == 0 || ROW == POINTS - 1 ? 1 : 2;
   float* const u = piece.scratch.u;
   for (int w = 0; w < WIDTH; ++w) {
-    transform_row<ROW>(piece.weights<Number>(w, first), count, u + w * LANES, PANEL, U_FREQUENCY);
+    transform_rows<ROW, COUNT>(piece.weights<Number>(w, first), count, u + w * LANES, PANEL,
+                               U_FREQUENCY);
   }
-  multiply_row<WIDTH>(piece, ROW, first, first + count, u, U_FREQUENCY);
-  if constexpr (ROW + 1 < POINTS) multiply_many_rows<WIDTH, Number, ROW + 1>(piece, first, count);
+  for (int row = 0; row < COUNT; ++row) {
+    multiply_row<WIDTH>(piece, ROW + row, first, first + count, u + row * POINTS * U_FREQUENCY,
+                        U_FREQUENCY);
+  }
+  if constexpr (ROW + COUNT < POINTS) {
+    multiply_many_rows<WIDTH, Number, ROW + COUNT>(piece, first, count);
+  }
 }
 
 template <int WIDTH, typename Number>
-static void multiply_many(const Piece& piece) {
+static void multiply_many(Piece& piece) {
   const int64_t in = piece.blocks.in, depth = piece.blocks.depth;
   for (int64_t first = 0; first < in; first += depth) {
     multiply_many_rows<WIDTH, Number>(piece, first, smaller(depth, in - first));
@@ -72,7 +92,7 @@ static void multiply_many(const Piece& piece) {
 }
 
 template <int WIDTH>
-static void multiply_transformed(const Piece& piece) {
+static void multiply_transformed(Piece& piece) {
   const int64_t in = piece.blocks.in, depth = piece.blocks.depth;
   for (int row = 0; row < POINTS; ++row) {
     for (int64_t first = 0; first < in; first += depth) {
@@ -155,7 +175,7 @@ static void multiply_few(const Piece& piece) {
 }
 
 template <int WIDTH>
-static void multiply(const Piece& piece, int64_t packing) {
+static void multiply(Piece& piece, int64_t packing) {
   if (packing == FASTDDPM_PACKING_TRANSFORMED) {
     multiply_transformed<WIDTH>(piece);
   } else if (packing == FASTDDPM_PACKING_FLOAT16) {

@@ -116,22 +116,40 @@ static inline void write_tile(const fastddpm_output& y, int64_t row_pixels, cons
   if (tile.statistics != nullptr) add_statistics<WHOLE>(tile, y.stride, channels.c, values);
 }
 
+// Asks for the pixels of a tile that will be written soon, so that no store waits for memory.
+template <int WIDTH>
+static inline void expect_tile(const fastddpm_output& y, int64_t row_pixels, int64_t pixel,
+                               int64_t c) {
+  for (int64_t row = 0; row < TILE; ++row, pixel += row_pixels) {
+    for (int64_t x = 0; x < TILE; ++x) {
+      for (int64_t v = 0; v < WIDTH * LANES; v += 16) {
+        __builtin_prefetch(y.data + (pixel + x) * y.stride + c + v, 1, 2);
+        if (y.residual == nullptr) continue;
+        __builtin_prefetch(y.residual + (pixel + x) * y.residual_stride + c + v, 0, 2);
+      }
+    }
+  }
+}
+
 // Lines [first, end) of all images; scale: of FLOAT16, or null; m: of the first tile.
 template <int WIDTH>
 static void write_lines(const fastddpm_conv3x3& conv, const Blocks& blocks, int64_t step,
                         int64_t panel, int64_t first, int64_t end, const float* scale,
                         const float* m) {
   const fastddpm_output y = conv.y;
+  const int64_t c = panel * PANEL;
   for (int64_t line = first; line < end; ++line) {
     const int64_t sample = line / blocks.strips, strip = line % blocks.strips;
     const float* const row = row_of(y.row, sample, step);
     Channels channels[WIDTH];
     for (int v = 0; v < WIDTH; ++v) {
-      const int64_t c = panel * PANEL + v * LANES;
-      channels[v] = {c, scale == nullptr ? broadcast(1) : load(scale + v * LANES),
-                     offset_of(y, row, c)};
+      channels[v] = {c + v * LANES, scale == nullptr ? broadcast(1) : load(scale + v * LANES),
+                     offset_of(y, row, c + v * LANES)};
     }
+    const int64_t after = line + 1, image = after / blocks.strips;
+    const int64_t pixel = (image * conv.height + after % blocks.strips * TILE) * conv.width;
     for (int64_t k = 0; k < blocks.across; ++k, m += blocks.m_tile) {
+      if (after < end) expect_tile<WIDTH>(y, conv.width, pixel + k * TILE, c);
       const Tile tile(conv, sample, strip, k * TILE);
       for (int v = 0; v < WIDTH; ++v) {
         if (tile.width == TILE && tile.height == TILE) {

@@ -34,15 +34,19 @@ static inline const float* panel_scale(const void* panel, int64_t packing) {
 static inline f32 number(const float* from) { return load(from); }
 static inline f32 number(const uint16_t* from) { return load_half(from); }
 
-// Row ROW of G g G^T of LANES output channels for `count` input channels, g [count][9][LANES]. Each
-// of the six is stored [count] times u_k apart, and u_j from the next: constants, if it shall be
-// fast.
-template <int ROW, typename Number>
-static inline void transform_row(const Number* g, int64_t count, float* u, int64_t u_k,
-                                 int64_t u_j) {
+// Rows [ROW, ROW + COUNT) of G g G^T of LANES output channels for `count` input channels,
+// g [count][9][LANES]. Each of the six of a row is stored [count] times u_k apart, and u_j from the
+// next: constants, if it shall be fast.
+template <int ROW, int COUNT, typename Number>
+static inline void transform_rows(const Number* g, int64_t count, float* u, int64_t u_k,
+                                  int64_t u_j) {
   for (int64_t k = 0; k < count; ++k, g += TAPS * LANES, u += u_k) {
-    transform_weights<ROW>([&](int tap) { return number(g + tap * LANES); },
-                           [&](int j, f32 value) { store(u + j * u_j, value); });
+    const auto tap = [&](int at) { return number(g + at * LANES); };
+    transform_weights<ROW>(tap, [&](int j, f32 value) { store(u + j * u_j, value); });
+    if constexpr (COUNT == 2) {
+      transform_weights<ROW + 1>(tap,
+                                 [&](int j, f32 value) { store(u + (POINTS + j) * u_j, value); });
+    }
   }
 }
 
@@ -106,12 +110,10 @@ static void pack_transformed(float* to, const float* weight, int64_t channels,
     for (int v = 0; v < VECTORS; ++v) {
       const float* const g = taps[v][0];
       float* const u = to + v * LANES;
-      transform_row<0>(g, 1, u, 0, stride);
-      transform_row<1>(g, 1, u + 6 * stride, 0, stride);
-      transform_row<2>(g, 1, u + 12 * stride, 0, stride);
-      transform_row<3>(g, 1, u + 18 * stride, 0, stride);
-      transform_row<4>(g, 1, u + 24 * stride, 0, stride);
-      transform_row<5>(g, 1, u + 30 * stride, 0, stride);
+      transform_rows<0, 1>(g, 1, u, 0, stride);
+      transform_rows<1, 2>(g, 1, u + 6 * stride, 0, stride);
+      transform_rows<3, 2>(g, 1, u + 18 * stride, 0, stride);
+      transform_rows<5, 1>(g, 1, u + 30 * stride, 0, stride);
     }
   }
 }
