@@ -24,6 +24,7 @@ from fastddpm.engine.cpu.options import CpuOptions
 from fastddpm.engine.cpu.packed import PackedWeights
 from fastddpm.engine.cpu.recording import record
 from fastddpm.engine.eager import EagerRunner
+from fastddpm.engine.glance import Marks
 from fastddpm.engine.plan import CannotPrepare, Plan, Runner, Step
 from fastddpm.engine.runner import ChainRunner
 from fastddpm.ops.library import cpu_library
@@ -109,7 +110,7 @@ class CpuRunner(ChainRunner):
         indices = super()._start(x, start, steps)
         if self._program.moved():
             self._program = self._made()
-        self._weights.refresh(self._program.lowered.packed)
+        self._program.refresh(self._weights)
         return indices
 
     def _advance(self, count: int) -> Tensor:
@@ -124,12 +125,21 @@ class _Program:
     def __init__(self, lowered: Lowered, threads: int) -> None:
         self.lowered = lowered
         self.native = NativeProgram(lowered.code, threads)
-        # Another tensor must not come to lie where one of these lay.
-        self._places = [(t, t.data_ptr(), t.untyped_storage()) for t in lowered.constants]
+        self._constants = Marks(lowered.constants)
+        self._sources = self._marked()
 
     def moved(self) -> bool:
         """Whether a tensor that it reads or writes lies elsewhere by now."""
-        return any(tensor.data_ptr() != place for tensor, place, _ in self._places)
+        return self._constants.moved()
+
+    def refresh(self, weights: PackedWeights) -> None:
+        """Pack again what was written since."""
+        if self._sources.changed():
+            weights.refresh(self.lowered.packed)
+            self._sources = self._marked()
+
+    def _marked(self) -> Marks:
+        return Marks(source for packed in self.lowered.packed for source in packed.sources)
 
     def describe(self) -> str:
         code = self.lowered.code

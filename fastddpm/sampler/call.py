@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.engine import Plan, Runner, RunnerCache, Selection
-from fastddpm.sampler.model import Model, isolated, running
+from fastddpm.sampler.model import Model, evaluated, isolated
 from fastddpm.sampler.network import Network, network_of
 from fastddpm.sampler.unet_network import PlainNetwork
 
@@ -54,7 +54,8 @@ class PlainCallStep:
     def __init__(self, network: PlainNetwork, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         self._network = network
         self._t = t.float()
-        self._rows = network.time_rows(t, labels)
+        rows = network.time_rows(t, labels)
+        self._rows = rows.expand(len(x), -1).clone()
         self.output = torch.zeros((len(x), network.out_channels, *x.shape[2:]), device=x.device)
 
     def load(self, t: Tensor, labels: Tensor | None) -> None:
@@ -62,7 +63,9 @@ class PlainCallStep:
         self._rows.copy_(self._network.time_rows(t, labels))
 
     def __call__(self, x: Tensor, i: Tensor) -> Tensor:
-        self.output.copy_(self._network.denoise(x, self._rows, self._t))
+        # A replay sets no modes: for a large network that takes half a millisecond.
+        with evaluated(self._network.modules):
+            self.output.copy_(self._network.denoise(x, self._rows, self._t))
         return x
 
 
@@ -103,17 +106,20 @@ class NetworkCall:
 
         reread: read the weights anew even if they seem unchanged (``Network.refresh``).
         """
-        network = self._refreshed(reread)
+        with isolated(self._device, tf32=self._tf32):
+            return self._called(self._refreshed(reread), x, t, labels, reread)
+
+    def _called(
+        self, network: Network, x: Tensor, t: Tensor, labels: Tensor | None, reread: bool
+    ) -> Tensor:
         # A program's state is float32; other networks convert what they get.
-        dtype = torch.float32 if isinstance(network, PlainNetwork) else x.dtype
+        plain = isinstance(network, PlainNetwork)
+        dtype, modules = (torch.float32, ()) if plain else (x.dtype, network.modules)
         x_here, t = x.to(self._device, dtype).contiguous(), t.to(self._device)
         labels = None if labels is None else labels.to(self._device)
         key = tuple((v.shape, v.dtype) for v in (x_here, t, labels) if v is not None)
         make = partial(self._prepare, network, x_here, t, labels)
-        with (
-            running(network.model, self._device, tf32=self._tf32),
-            self._kept.borrow(key, make) as (step, runner),
-        ):
+        with evaluated(modules), self._kept.borrow(key, make) as (step, runner):
             step.load(t, labels)
             if reread:
                 runner.reread()
@@ -123,10 +129,9 @@ class NetworkCall:
             return step.output.to(x.device, x.dtype, copy=True)
 
     def _refreshed(self, reread: bool) -> Network:
-        with isolated(self._device, tf32=self._tf32):
-            if self._network is None or self._network.refresh(reread=reread):
-                self._kept.clear()
-                self._network = self._make()
+        if self._network is None or self._network.refresh(reread=reread):
+            self._kept.clear()
+            self._network = self._make()
         return self._network
 
     def _prepare(self, network: Network, x: Tensor, t: Tensor, labels: Tensor | None) -> Prepared:

@@ -15,7 +15,7 @@ from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import Plan, Runner, RunnerCache, Selection
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
-from fastddpm.sampler.model import Model, isolated, running
+from fastddpm.sampler.model import Model, evaluated, isolated
 from fastddpm.sampler.network import Network, network_of
 from fastddpm.sampler.noise_source import CounterNoise, NoiseSource
 
@@ -186,7 +186,8 @@ class Chain:
         plain = self.engine.backend == "reference"
         network = self._network or self._refreshed()
         with (
-            running(network.model, self.device, tf32=self._tf32),
+            evaluated(network.modules),
+            isolated(self.device, tf32=self._tf32),
             ops.using("reference") if plain else nullcontext(),
         ):
             yield

@@ -124,4 +124,4 @@ def _place(tensor: Tensor) -> Hashable:
 
 def _mark(tensor: Tensor) -> Hashable:
     """What changes when a tensor is written; torch counts that but in inference mode."""
-    return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
+    return _place(tensor), None if tensor.is_inference() else tensor._version
