@@ -6,7 +6,8 @@
 
 No Python runs between two steps, but for a look whether somebody wants to interrupt. What has no
 instruction is refused by name. Weights that changed since are packed again when a chain begins, and
-a step whose tensors lie elsewhere by then is recorded anew.
+a step whose tensors lie elsewhere by then is recorded anew. Programs of one engine take turns: they
+share the weights, and what runs them releases Python's lock.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class CpuRunner(ChainRunner):
         self._start(x, None, steps)
         seconds = torch.zeros(len(self.code), dtype=torch.float64)
         for _ in range(steps):
-            self._program.native.profile(self._index, seconds)
+            with self._weights.lock:
+                self._program.native.profile(self._index, seconds)
         return seconds
 
     def _start(self, x: Tensor, start: int | None, steps: int | None) -> range:
@@ -115,7 +117,8 @@ class CpuRunner(ChainRunner):
 
     def _advance(self, count: int) -> Tensor:
         while count > 0:
-            count -= self._program.native.run(self._index, count, _SECONDS)
+            with self._weights.lock:
+                count -= self._program.native.run(self._index, count, _SECONDS)
         return self._state
 
 

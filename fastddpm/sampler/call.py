@@ -6,6 +6,7 @@ are copied into those of the capture, and its output out of them.
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -77,7 +78,8 @@ class Prepared(NamedTuple):
 
 
 class NetworkCall:
-    """``model`` as a function of (x, t, labels), run by ``engine`` without gradients.
+    """``model`` as a function of (x, t, labels), run by ``engine`` without gradients, one call at a
+    time: threads wait for each other.
 
     Arguments as ``fastddpm.Sampler``'s.
     """
@@ -96,6 +98,7 @@ class NetworkCall:
         self._tf32 = tf32
         no_steps = torch.empty(0, dtype=torch.int64, device=device)
         self._make = partial(network_of, model, device, dtype, no_steps, engine)
+        self._turn = threading.Lock()
         self._network: Network | None = None
         self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
 
@@ -106,7 +109,7 @@ class NetworkCall:
 
         reread: read the weights anew even if they seem unchanged (``Network.refresh``).
         """
-        with isolated(self._device, tf32=self._tf32):
+        with self._turn, isolated(self._device, tf32=self._tf32):
             return self._called(self._refreshed(reread), x, t, labels, reread)
 
     def _called(
