@@ -98,6 +98,20 @@ class TestBits:
         for other in made[1:]:
             assert torch.equal(made[0], other)
 
+    def test_a_call_is_the_same_in_every_batch(self) -> None:
+        """And for labels that are embedded by a product, whatever torch makes of it in batches."""
+        unet = network(num_class_embeds=None, class_embed_type="timestep")
+        x, t, labels = images(unet, 7), torch.arange(7) * 100, torch.linspace(0, 9, 7)
+        call = fastddpm.accelerate(unet, "cpu")
+        whole = call(x, t, labels)
+        chain = Sampler(unet, DIFFUSION, "cpu")
+        drawn = chain.sample(7, seed=2, labels=labels)
+        for part in (slice(0, 1), slice(1, 4), slice(4, 7)):
+            assert torch.equal(call(x[part], t[part], labels[part]), whole[part])
+            chosen = range(7)[part]
+            again = chain.sample(indices=chosen, seed=2, labels=labels[part])
+            assert torch.equal(again, drawn[part])
+
     def test_stops_change_nothing(self) -> None:
         unet = network()
         chain = sampler(unet)

@@ -9,6 +9,7 @@ as it is, from whose weights an engine makes its own copy.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -152,7 +153,13 @@ class PlainNetwork(_TabledNetwork):
 
     def time_rows(self, t: Tensor, labels: Tensor | None) -> Tensor:
         """What ``denoise`` takes, [B, R]."""
-        return self._unet.time_rows(t, labels)
+        given = [t] if labels is None else [t, labels]
+        return _one_by_one(self._unet.time_rows, given)
+
+    def condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        if labels is None:
+            return super().condition(labels, batch)
+        return _one_by_one(lambda label: self._unet.embedded_labels(label, 1), [labels])
 
     def denoise(self, x: Tensor, rows: Tensor, t: Tensor) -> Tensor:
         """The output for x [B, C, H, W]."""
@@ -174,3 +181,16 @@ class PlainNetwork(_TabledNetwork):
 
     def _rows_of(self, embedding: Tensor) -> Tensor:
         return F.linear(self._unet.activation(embedding), *self._projection)
+
+
+def _one_by_one(rows: Callable[..., Any], given: Sequence[Tensor]) -> Tensor:
+    """rows(*given), each sample by itself: torch rounds products otherwise in other batches."""
+
+    def at(first: int, end: int) -> Tensor:
+        found: Tensor = rows(*(v[first:end] for v in given))
+        return found
+
+    count = len(given[0])
+    if all(torch.equal(v, v[:1].expand_as(v)) for v in given):
+        return at(0, 1).repeat_interleave(count, 0)
+    return torch.cat([at(k, k + 1) for k in range(count)])
