@@ -56,9 +56,9 @@ def output(unet: UNet, x: Tensor, t: Tensor, labels: Tensor | None, **options: A
 class TestAccuracy:
     @pytest.mark.parametrize("isa", ISAS, indirect=True)
     @pytest.mark.parametrize("name", NETWORKS)
-    def test_error_is_at_most_twice_torchs_own(self, name: str, isa: str) -> None:
-        """And that of Winograd's transforms, which does not shrink with the channels as torch's
-        does: 4 units in the last place, 2^-24, together, as for one convolution."""
+    def test_error_is_near_torchs_own(self, name: str, isa: str) -> None:
+        """Twice torch's, and 4 units in the last place, 2^-24, for Winograd's transforms: these
+        networks are small, so torch's sums are short and the transforms' error shows."""
         unet = network(**NETWORKS[name])
         given = (images(unet), *conditions(unet))
         exact = exactly(unet, *given)
