@@ -56,9 +56,9 @@ def output(unet: UNet, x: Tensor, t: Tensor, labels: Tensor | None, **options: A
 class TestAccuracy:
     @pytest.mark.parametrize("isa", ISAS, indirect=True)
     @pytest.mark.parametrize("name", NETWORKS)
-    def test_error_is_at_most_twice_torchs_own(self, name: str, isa: str) -> None:
-        """And that of Winograd's transforms, which does not shrink with the channels as torch's
-        does: 4 units in the last place, 2^-24, together, as for one convolution."""
+    def test_error_is_near_torchs_own(self, name: str, isa: str) -> None:
+        """Twice torch's, and 4 units in the last place, 2^-24, for Winograd's transforms: these
+        networks are small, so torch's sums are short and the transforms' error shows."""
         unet = network(**NETWORKS[name])
         given = (images(unet), *conditions(unet))
         exact = exactly(unet, *given)
@@ -97,6 +97,20 @@ class TestBits:
             made.append(chain.sample(16, seed=7, labels=labels))
         for other in made[1:]:
             assert torch.equal(made[0], other)
+
+    def test_a_call_is_the_same_in_every_batch(self) -> None:
+        """And for labels that are embedded by a product, whatever torch makes of it in batches."""
+        unet = network(num_class_embeds=None, class_embed_type="timestep")
+        x, t, labels = images(unet, 7), torch.arange(7) * 100, torch.linspace(0, 9, 7)
+        call = fastddpm.accelerate(unet, "cpu")
+        whole = call(x, t, labels)
+        chain = Sampler(unet, DIFFUSION, "cpu")
+        drawn = chain.sample(7, seed=2, labels=labels)
+        for part in (slice(0, 1), slice(1, 4), slice(4, 7)):
+            assert torch.equal(call(x[part], t[part], labels[part]), whole[part])
+            chosen = range(7)[part]
+            again = chain.sample(indices=chosen, seed=2, labels=labels[part])
+            assert torch.equal(again, drawn[part])
 
     def test_stops_change_nothing(self) -> None:
         unet = network()

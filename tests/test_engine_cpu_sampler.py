@@ -18,7 +18,8 @@ from unet_networks import VARIANTS, conditions, images, network
 
 import fastddpm
 from fastddpm import GaussianDiffusion, Sampler
-from fastddpm.engine import CannotPrepare
+from fastddpm.engine import CannotPrepare, Plan, Runner, Step
+from fastddpm.engine.cpu_program import CpuPrograms
 
 pytestmark = needs_library
 
@@ -56,6 +57,31 @@ class TestSampler:
         ours, theirs = (Sampler(unet, DIFFUSION, engine) for engine in ("cpu", "reference"))
         for run in (lambda s: s.sample(2, noise=noise), lambda s: s.interpolate(a, b, t=3, seed=2)):
             torch.testing.assert_close(run(ours), run(theirs), rtol=1e-3, atol=1e-3)
+
+    def test_many_pixels_go_in_equal_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of the same images: 7 of 8x8, at most 3 at once, are 3, 3 and 1."""
+        unet, x, t = network(), torch.randn(7, 3, 8, 8), torch.arange(7)
+        steps = DIFFUSION.num_steps
+        called = fastddpm.accelerate(unet, "cpu")(x, t)
+        whole = Sampler(unet, DIFFUSION, "cpu").sample(7, seed=1)
+        made: list[int] = []
+        prepare = CpuPrograms.prepare
+
+        def noted(self: CpuPrograms, step: Step, plan: Plan) -> Runner:
+            made.append(plan.shape[0])
+            return prepare(self, step, plan)
+
+        monkeypatch.setattr(CpuPrograms, "prepare", noted)
+        monkeypatch.setattr(CpuPrograms, "pixels", 3 * 64 + 1)
+        progress: list[tuple[int, int]] = []
+        parts = Sampler(unet, DIFFUSION, "cpu").sample(
+            7, seed=1, progress=lambda done, total: progress.append((done, total))
+        )
+        assert torch.equal(parts, whole) and made == [3, 1]
+        assert progress[-1] == (3 * steps, 3 * steps)
+        assert torch.equal(fastddpm.accelerate(unet, "cpu")(x, t), called) and made == [3, 1, 3, 1]
+        Sampler(unet, DIFFUSION, "cpu", batch_size=2).sample(4, seed=1)
+        assert made[4:] == [2]
 
     def test_auto_takes_it_and_says_so(self) -> None:
         chain = Sampler(network(), DIFFUSION, threads=2, memory="speed")

@@ -5,7 +5,8 @@ A name asked for is used or refused with the reason; only "auto" chooses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +29,14 @@ class Engine:
             "cpu".
     what:   the same in words, for people.
     report: what more there is to say of it, a line each.
+    pixels: the most that a batch has, where more at once are no faster; None: any number.
     """
 
     name: str
     what: str
     prepare: Prepare
     report: Callable[[], list[str]] = list
+    pixels: int | None = None
 
 
 class Selection:
@@ -63,6 +66,14 @@ class Selection:
     def report(self) -> list[str]:
         """What more there is to say of it, a line each."""
         return self._engines[0].report()
+
+    def batch(self, count: int, shape: Sequence[int]) -> int:
+        """How many of ``count`` samples [C, H, W] to run at once: all of them, or equal parts."""
+        pixels = self._engines[0].pixels
+        if pixels is None or count == 0:
+            return max(count, 1)
+        most = max(pixels // max(math.prod(shape[1:]), 1), 1)
+        return -(-count // -(-count // most))
 
     @property
     def captures(self) -> bool:
@@ -161,7 +172,7 @@ def _candidates(
     if name == "cpu" or (name == "auto" and unsupported("cpu", device, unfit) is None):
         programs = CpuPrograms(options)
         what = "the step as a native program, replayed"
-        cpu = Engine("cpu", what, programs.prepare, programs.report)
+        cpu = Engine("cpu", what, programs.prepare, programs.report, programs.pixels)
         return (cpu,) if name == "cpu" else (cpu, plain)
     if name == "auto":
         return (plain,)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from fastddpm import ops
 from fastddpm.engine import Fingerprint
 from fastddpm.sampler.model import Model, copy_weights, dtype_of, native, placed, unet_of
-from fastddpm.sampler.time_rows import TimeRows
+from fastddpm.sampler.time_rows import TimeRows, one_by_one
 from fastddpm.unet import PackedUNet, UNet
 from fastddpm.unet.activation import ACTIVATIONS
 
@@ -153,9 +153,15 @@ class PlainNetwork(_TabledNetwork):
         return self.denoise(x, self.time_rows(t, labels), t)
 
     def time_rows(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        """What ``denoise`` takes, as ``TimeRows`` gives it; a chain without labels needs none."""
+        """What ``denoise`` takes, [B, R] or for all the same [1, R]; a chain without labels needs
+        none."""
         self._time_rows = self._time_rows or TimeRows(self._unet)
         return self._time_rows(t, labels)
+
+    def condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        if labels is None:
+            return super().condition(labels, batch)
+        return one_by_one(lambda label: self._unet.embedded_labels(label, 1), [labels])
 
     def denoise(self, x: Tensor, rows: Tensor, t: Tensor) -> Tensor:
         """The output for x [B, C, H, W]."""
