@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from cpu_instructions import as_buffer, as_map, empty_map, from_map, run
@@ -10,12 +12,12 @@ from torch import Tensor
 
 from fastddpm.kernels.layout import reference
 from fastddpm.kernels.layout.cases import CASES, Case
-from fastddpm.ops.program_abi import Layout
+from fastddpm.ops.program_abi import Layout, Row
 
 pytestmark = needs_library
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_team = pytest.mark.parametrize("threads", [1, 2, 3])
-DIVISORS = torch.tensor([3.0, 0.7, 1.9])
+DIVISORS = torch.tensor([[3.0, 0.7, 1.9], [0.3, 1.7, 5.0], [2.5, 0.1, 0.9]])  # [steps, samples]
 STEP = 1
 
 
@@ -25,15 +27,17 @@ def planes_of(case: Case) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
-def settings(case: Case) -> dict[str, float]:
-    divisor = float(DIVISORS[STEP]) if case.divisor else 1.0
-    return {"factor": case.factor, "offset": case.offset, "divisor": divisor}
+def settings(case: Case) -> dict[str, Any]:
+    of_samples = DIVISORS[STEP, : case.batch, None, None]
+    divisors = {None: 1.0, "step": float(DIVISORS[STEP, 0]), "sample": of_samples}
+    return {"factor": case.factor, "offset": case.offset, "divisor": divisors[case.divided]}
 
 
 def convert(case: Case, to: int, given: int, stride: int, into_map: bool, threads: int) -> None:
     divisors = as_buffer(DIVISORS)
     sizes = (stride, case.batch, case.channels, case.pixels, int(into_map))
-    factors = (case.factor, case.offset, divisors.address if case.divisor else None)
+    row = Row(divisors.address, int(case.divided == "sample"), DIVISORS.shape[1])
+    factors = (case.factor, case.offset, row if case.divided else Row())
     run(Layout(to, given, *sizes, *factors), threads=threads, step=STEP)
 
 

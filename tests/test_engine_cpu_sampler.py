@@ -20,6 +20,7 @@ import fastddpm
 from fastddpm import GaussianDiffusion, Sampler
 from fastddpm.engine import CannotPrepare, Plan, Runner, Step
 from fastddpm.engine.cpu_program import CpuPrograms
+from fastddpm.unet import UNet
 
 pytestmark = needs_library
 
@@ -168,10 +169,25 @@ class TestAccelerate:
                 torch.testing.assert_close(fast(*given), unet(*given), rtol=1e-4, atol=1e-4)
         assert "engine: cpu" in fast.explain() and "threads: 2" in fast.explain()
 
-    def test_a_network_that_divides_by_each_samples_time_runs_otherwise(self) -> None:
-        unet = network(**VARIANTS["fourier"])
+    def test_a_network_that_has_more_than_instructions_runs_otherwise(self) -> None:
+        class Wavy(UNet):
+            def denoise(self, x: Tensor, rows: Tensor, t: Tensor) -> Tensor:
+                return super().denoise(x, rows, t).sin()
+
+        unet = network()
+        unet.__class__ = Wavy
         fast = fastddpm.accelerate(unet)
         x, (t, _) = images(unet), conditions(unet)
         with torch.no_grad():
             torch.testing.assert_close(fast(x, t), unet(x, t))
-        assert "engine: eager" in fast.explain() and "aten.div" in fast.explain()
+        assert "engine: eager" in fast.explain() and "aten.sin" in fast.explain()
+
+    def test_a_network_that_divides_by_each_samples_time(self) -> None:
+        """By the time of this call, for all or for each."""
+        unet = network(**VARIANTS["fourier"])
+        fast = fastddpm.accelerate(unet, "cpu")
+        x, close = images(unet, 3), {"rtol": 1e-4, "atol": 1e-6}
+        with torch.no_grad():
+            for t in (torch.tensor([900, 3, 50]), torch.tensor([7, 1, 2]), torch.tensor(400)):
+                torch.testing.assert_close(fast(x, t), unet(x, t), **close)
+            torch.testing.assert_close(fast(x[:1], 5), unet(x[:1], torch.tensor([5])), **close)

@@ -205,7 +205,7 @@ class Layout(Arguments):
         ("into_map", _int64),
         ("factor", _double),
         ("offset", _double),
-        ("divisor", _pointer),
+        ("divisor", Row),
     )
 
 

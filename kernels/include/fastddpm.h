@@ -205,7 +205,7 @@ typedef struct {
 } fastddpm_pointwise;
 
 /* Between [B, C, P] (torch's own order, P = H W pixels) and maps: to = from * factor + offset,
- * divided by divisor[step] if divisor is not null. */
+ * divided by its sample's number, the divisor, if there is one. */
 typedef struct {
   float* to;
   const float* from;
@@ -213,7 +213,7 @@ typedef struct {
   int64_t batch, channels, pixels;
   int64_t into_map; /* 1: from is [B, C, P]; 0: to is */
   double factor, offset;
-  const float* divisor; /* [steps] or null */
+  fastddpm_row divisor; /* of one number */
 } fastddpm_layout;
 
 /* One reverse step in place, as fastddpm_ancestral_step; [B, N] in torch's order. */

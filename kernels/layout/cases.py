@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """One call, in either direction."""
+    """One call, in either direction. divided: by a number of each "step", or of each "sample" at
+    each step."""
 
     name: str
     batch: int
@@ -14,7 +15,7 @@ class Case(NamedTuple):
     pixels: int
     factor: float = 1.0
     offset: float = 0.0
-    divisor: bool = False
+    divided: str | None = None
 
     def bytes_moved(self, stride: int = 16) -> int:
         """The traffic of both sides; of a map, whole pixels of `stride` floats."""
@@ -26,8 +27,9 @@ CASES = (
     Case("cifar_learned", 2, 6, 1024),
     Case("mnist", 3, 1, 784),
     Case("uncentred", 2, 3, 256, factor=2.0, offset=-1.0),
-    Case("divided", 2, 3, 100, factor=0.3, offset=0.1, divisor=True),
-    Case("odd", 3, 5, 77, divisor=True),
+    Case("divided", 2, 3, 100, factor=0.3, offset=0.1, divided="step"),
+    Case("divided_by_samples", 3, 3, 300, factor=0.3, offset=0.1, divided="sample"),
+    Case("odd", 3, 5, 77, divided="sample"),
     Case("wide", 2, 37, 49),
     Case("one", 2, 1, 1),
 )

@@ -50,7 +50,7 @@ static inline void transpose(f32x4 (&rows)[SIDE]) {
 
 static inline f32x4 convert(const fastddpm_layout& a, f32x4 v, float divisor) {
   v = v * static_cast<float>(a.factor) + static_cast<float>(a.offset);
-  return a.divisor == nullptr ? v : v / divisor;
+  return a.divisor.data == nullptr ? v : v / divisor;
 }
 
 // One tile, of so many channels and pixels; `planes` and `map` begin at its corner. A pixel of the
@@ -79,12 +79,18 @@ static inline void from_map(const fastddpm_layout& a, float* planes, const float
   }
 }
 
+static inline float divisor_of(const fastddpm_layout& a, int64_t sample, int64_t step) {
+  const fastddpm_row& row = a.divisor;
+  if (row.data == nullptr) return 1;
+  return row.data[sample * row.sample_stride + step * row.step_stride];
+}
+
 void run_layout(const fastddpm_layout& a, const Team& team) {
-  const float divisor = a.divisor == nullptr ? 1.0f : a.divisor[team.step];
   const int64_t blocks = (a.pixels + PIXELS - 1) / PIXELS, pieces = a.batch * blocks;
   for (int64_t piece = team.begin(pieces); piece < team.end(pieces); ++piece) {
     const int64_t sample = piece / blocks, first = piece % blocks * PIXELS;
     const int64_t count = smaller(PIXELS, a.pixels - first);
+    const float divisor = divisor_of(a, sample, team.step);
     for (int64_t c = 0; c < a.channels; c += SIDE) {
       for (int64_t p = first; p < first + count; p += SIDE) {
         const int64_t in_planes = (sample * a.channels + c) * a.pixels + p;

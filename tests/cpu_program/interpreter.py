@@ -158,8 +158,9 @@ class _Replay:
         in_order, map = (a.channels * a.pixels, a.pixels, 1), (a.pixels * a.stride, 1, a.stride)
         to, source = (map, in_order) if a.into_map else (in_order, map)
         value = self._at(getattr(a, "from"), sizes, source) * a.factor + a.offset
-        if a.divisor:
-            value = value / self._at(a.divisor + 4 * self._index, (1,), (1,))
+        if a.divisor.data:
+            begin = a.divisor.data + 4 * a.divisor.step_stride * self._index
+            value = value / self._at(begin, (a.batch, 1, 1), (a.divisor.sample_stride, 0, 0))
         self._at(a.to, sizes, to).copy_(value)
 
     def step(self, a: Step) -> None:

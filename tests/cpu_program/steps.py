@@ -39,8 +39,8 @@ MORE: dict[str, dict[str, Any]] = {
     "one_head_narrower_than_the_map": {"attention_head_dim": 13},
     "all_scaled": {"mid_block_scale_factor": 0.5, "resnet_time_scale_shift": "scale_shift"},
 }
-# What has no instructions; Fourier features divide by a number for each sample in a single call.
-REFUSED = ("mish", "1d", "3d", "fourier")
+# What has no instructions.
+REFUSED = ("mish", "1d", "3d")
 NETWORKS = {name: v for name, v in VARIANTS.items() if name not in REFUSED} | MORE
 
 LIBRARY = cpu_library()
@@ -66,9 +66,12 @@ def lowered(step: Any, state: Tensor, num_steps: int = 1) -> Lowered:
 
 
 @torch.no_grad()
-def exactly(unet: UNet, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-    """unet(x, t, labels) in float64, but for the time rows, which a program gets in float32."""
-    rows = unet.time_rows(t, labels)
+def exactly(
+    unet: UNet, x: Tensor, t: Tensor, labels: Tensor | None, rows: Tensor | None = None
+) -> Tensor:
+    """unet(x, t, labels) in float64, but for the time rows, which a program gets in float32. rows:
+    these; None: the network's own."""
+    rows = unet.time_rows(t, labels) if rows is None else rows
     return copy.deepcopy(unet).double().denoise(x.double(), rows.double(), t.double())
 
 

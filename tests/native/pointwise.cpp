@@ -62,25 +62,42 @@ struct Pointwise {
   }
 };
 
+enum class Divisor { NONE, OF_STEP, OF_SAMPLE };
+
 struct Layout {
   Map map;  // [B, 1, P, C]
-  bool into_map, divided;
+  bool into_map;
+  Divisor divisor;
   double factor = 2, offset = -1;
 
-  std::vector<double> divisors() const { return {3, 5, 1.75, 7}; }
+  // [STEPS, B]: of each sample, or the first for all.
+  std::vector<double> divisors() const {
+    std::vector<double> numbers;
+    for (int64_t k = 0; k < STEPS * map.batch; ++k) numbers.push_back(0.5 + 0.75 * (k % 7));
+    return numbers;
+  }
+
+  fastddpm_row divisor_row(const float* numbers, int64_t first) const {
+    if (divisor == Divisor::NONE) return {nullptr, 0, 0};
+    if (divisor == Divisor::OF_STEP) return {numbers, 0, map.batch};
+    return {numbers + first, 1, map.batch};
+  }
 
   Results reference() const {
     std::vector<double> values = into_map ? map.values : torch_order(map, {0, map.batch});
-    for (double& value : values) {
-      value = value * factor + offset;
-      if (divided) value /= divisors()[STEP];
+    const std::vector<double> numbers = divisors();
+    const int64_t size = static_cast<int64_t>(values.size()) / map.batch;
+    for (int64_t k = 0; k < static_cast<int64_t>(values.size()); ++k) {
+      values[k] = values[k] * factor + offset;
+      const int64_t sample = divisor == Divisor::OF_SAMPLE ? k / size : 0;
+      if (divisor != Divisor::NONE) values[k] /= numbers[STEP * map.batch + sample];
     }
     return {{"to", values}};
   }
 
   Results run(Samples samples, int32_t threads) const {
     const int64_t stride = stride_of(map.channels);
-    const Memory<float> plain(torch_order(map, samples)), divisor(divisors());
+    const Memory<float> plain(torch_order(map, samples)), numbers(divisors());
     const Memory<float> placed = laid_out(map, samples, stride);
     Memory<float> to(into_map ? placed.count() : plain.count(),
                      into_map ? Alignment::VECTORS : Alignment::ELEMENTS);
@@ -88,15 +105,15 @@ struct Layout {
                                        stride,       samples.count(),
                                        map.channels, map.width,
                                        into_map,     factor,
-                                       offset,       divided ? divisor.data() : nullptr};
+                                       offset,       divisor_row(numbers.data(), samples.first)};
     execute(FASTDDPM_OP_LAYOUT, &arguments, threads);
     if (into_map) return {{"to", taken(to, map.channels, stride)}};
     return {{"to", taken(to, 1, 1)}};
   }
 };
 
-void add_layout(Cases& cases, const Map& map, bool into_map, bool divided) {
-  const auto problem = std::make_shared<const Layout>(Layout{map, into_map, divided});
+void add_layout(Cases& cases, const Map& map, bool into_map, Divisor divisor) {
+  const auto problem = std::make_shared<const Layout>(Layout{map, into_map, divisor});
   std::string name = std::string("layout ") + (into_map ? "into" : "out of") + " a map, " +
                      std::to_string(map.width) + " pixels of " + std::to_string(map.channels);
   cases.push_back({name, map.batch, FLOAT32, [=] { return problem->reference(); },
@@ -114,10 +131,10 @@ void add_pointwise(Cases& cases) {
                      [=](Samples s, int32_t threads) { return problem->run(s, threads); }});
   }
   for (const bool into_map : {true, false}) {
-    add_layout(cases, random_map(3, 1, 64, 3), into_map, false);
-    add_layout(cases, random_map(2, 1, 49, 1), into_map, true);
-    add_layout(cases, random_map(2, 1, 45, 20), into_map, true);
-    add_layout(cases, random_map(5, 1, 1, 33), into_map, false);
-    add_layout(cases, random_map(1, 1, 784, 6), into_map, true);
+    add_layout(cases, random_map(3, 1, 64, 3), into_map, Divisor::NONE);
+    add_layout(cases, random_map(2, 1, 49, 1), into_map, Divisor::OF_STEP);
+    add_layout(cases, random_map(2, 1, 45, 20), into_map, Divisor::OF_SAMPLE);
+    add_layout(cases, random_map(5, 1, 1, 33), into_map, Divisor::OF_SAMPLE);
+    add_layout(cases, random_map(1, 1, 784, 6), into_map, Divisor::OF_STEP);
   }
 }

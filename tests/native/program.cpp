@@ -150,7 +150,7 @@ struct Code {
             .into_map = into_map,
             .factor = 1,
             .offset = 0,
-            .divisor = into_map ? divisors.data() : nullptr};
+            .divisor = {into_map ? divisors.data() : nullptr, 0, 1}};
   }
 
   fastddpm_step step() const {

@@ -206,11 +206,11 @@ class Emitter:
         into_map: int,
         factor: float = 1.0,
         offset: float = 0.0,
-        divisor: int | None = None,
+        divisor: values.Row | None = None,
     ) -> None:
         batch, channels, height, width = map.shape
         sizes = {"batch": batch, "channels": channels, "pixels": height * width}
-        scaling = {"factor": factor, "offset": offset, "divisor": divisor}
+        scaling = {"factor": factor, "offset": offset, "divisor": self.row(divisor)}
         ends = {"to": to, "from": source, "stride": map.stride, "into_map": into_map}
         self.code.append(Layout(**ends, **sizes, **scaling))
 

@@ -6,7 +6,7 @@ Read      a map, or two joined by channels, as an instruction reads it: normalis
           doubled, padded
 Row       numbers that all pixels of a sample share
 InOrder   a tensor in torch's order, times a factor plus an offset
-Divided   a map that is divided by a number of each step
+Divided   a map that is divided by a number of each sample or step
 Constant  a tensor that the step holds: a weight, a table, a buffer
 Index     the step's index
 Missing   what the program has no instruction for; refused when something reads it
@@ -158,10 +158,10 @@ class InOrder:
 
 @dataclass(frozen=True)
 class Divided:
-    """The map divided by divisor[step]; divisor: the address of float32 [steps]."""
+    """The map divided by a row of one number."""
 
     map: Read
-    divisor: int
+    divisor: Row
 
 
 @dataclass(frozen=True)

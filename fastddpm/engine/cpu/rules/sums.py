@@ -4,7 +4,7 @@ map + row, map + map, map / number     by the instruction that writes the map, i
                                        it; else by an instruction of its own
 norm (1 + row) + row                   FiLM, in the norm's coefficients
 image number + number                  where the image becomes a map
-map / row of one number                where the map becomes an image
+map / one number a sample              where the map becomes an image
 """
 
 from __future__ import annotations
@@ -81,10 +81,11 @@ def multiply(emit: Emitter, a: Value, b: Any) -> Value:
 
 @rule(aten.div.Tensor)
 def divide(emit: Emitter, a: Value, b: Any) -> Value:
-    if isinstance(b, Row) and (b.count, b.sample_stride, b.step_stride) == (1, 0, 1):
-        return Divided(emit.read(a), b.address)
+    row = as_row(emit, b)
+    if row is not None and row.count == 1 and not row.plus_one:
+        return Divided(emit.read(a), row)
     if not isinstance(b, _NUMBER):
-        raise CannotPrepare(f"maps are divided by one number, or one a step; not {described(b)}")
+        raise CannotPrepare(f"maps are divided by one number, or one a sample; not {described(b)}")
     if isinstance(a, Feature) and a.is_open:
         return replace(a, divisor=float(b))
     return replace(emit.pointwise(emit.read(a)), divisor=float(b))
