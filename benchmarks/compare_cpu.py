@@ -85,9 +85,9 @@ def measured(given: argparse.Namespace, name: str, batch: int) -> Iterator[tuple
 def _calls(
     given: argparse.Namespace, setup: Setup, chosen: dict[str, measure.Ready], running: ExitStack
 ) -> dict[str, Any]:
-    arguments = {"folder": str(setup.folder), "isa": machine.isa(), "threads": setup.threads}
-    ceiling = running.enter_context(worker(peak.prepared, **arguments))
-    return measure.measured(setup, chosen, ceiling, given.rounds)
+    folder, isa = str(setup.folder), machine.isa()
+    ceiling = worker(peak.prepared, folder=folder, isa=isa, threads=setup.threads)
+    return measure.measured(setup, chosen, running.enter_context(ceiling), given.rounds)
 
 
 def _program(setup: Setup, ours: Contender, rounds: int, ceiling: float) -> dict[str, Any]:

@@ -29,7 +29,9 @@ MNN_CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv[1:])"
 
 def contenders() -> list[Contender]:
     """Every setting of all three."""
-    paths = {"MNN": "", **{"MNN with AVX-512": path for path in mnn_avx512()}}
+    paths = {"MNN": ""}
+    if other := mnn_avx512():
+        paths["MNN with AVX-512"] = other
     found = []
     for source in SOURCES:
         graph, given = f"graph of {source}", {"source": source}
@@ -46,16 +48,15 @@ def contenders() -> list[Contender]:
     return found
 
 
-def mnn_avx512() -> list[str]:
-    """The folder of MNN's other build, if there is one."""
-    folder = os.environ.get(MNN_AVX512)
-    return [folder] if folder else []
+def mnn_avx512() -> str:
+    """The folder of MNN's other build; empty without one."""
+    return os.environ.get(MNN_AVX512, "")
 
 
 def mnn_avx512_version() -> str | None:
     """Of MNN's other build."""
-    found = metadata.distributions(name="MNN", path=mnn_avx512())
-    return next((one.version for one in found), None)
+    paths = [path for path in (mnn_avx512(),) if path]
+    return next((one.version for one in metadata.distributions(name="MNN", path=paths)), None)
 
 
 def exported(setup: Setup, source: str) -> Path:
