@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import fastddpm
 from benchmarks.cpu.contenders import Call, Setup
 from benchmarks.cpu.worker import Prepared
@@ -23,6 +25,12 @@ def right(setup: Setup, factor: float = 1.0) -> Call:
 
 def missing(setup: Setup) -> Call:
     raise ModuleNotFoundError("No module named 'rival'")
+
+
+def greedy(setup: Setup) -> Call:
+    """Takes 256 MiB, freed at once."""
+    torch.ones(1 << 26)
+    return right(setup)
 
 
 def crashing(setup: Setup) -> Call:

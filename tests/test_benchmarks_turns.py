@@ -16,6 +16,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))
 
 import fake_contenders as fakes
+
 from benchmarks.cpu.turns import Ended, Worker, interleaved, worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stops processes as Linux does")
@@ -103,7 +104,7 @@ def test_a_worker_that_is_killed_tells_by_which_signal() -> None:
 
 def test_a_worker_that_cannot_prepare() -> None:
     with (
-        pytest.raises(Ended, match="exit code 1\n(.*\n)*TypeError: .*unexpected"),
+        pytest.raises(Ended, match=r"exit code 1\n(.*\n)*TypeError: .*unexpected"),
         worker(fakes.counting, path=fakes.FOLDER, unexpected=1),
     ):
         pass
