@@ -38,7 +38,17 @@ from benchmarks.cpu import (
 from benchmarks.cpu.contenders import Contender, Setup
 from benchmarks.cpu.turns import Ended
 from fastddpm import UNet, UNetConfig
-from fastddpm.ops.program_abi import Attention, Conv3x3, Convolution, Input, Layout, Output, Packing
+from fastddpm.ops.program_abi import (
+    Attention,
+    Conv3x3,
+    Convolution,
+    Input,
+    Layout,
+    Output,
+    Packing,
+    Pointwise,
+    Resample,
+)
 
 PEAK = peak.Peak(1e9, 0.5)._asdict()
 
@@ -276,6 +286,24 @@ def test_flop_of_instructions() -> None:
     assert work.described(wide) == "6×9 5+3→7 3×3 stride 2"
 
 
+def test_bytes_of_instructions() -> None:
+    x, y = Input(channels=(5, 3)), Output(channels=7, residual=1)
+    # Maps of 108 pixels: two read, one written, one added.
+    half = Conv3x3(x=x, y=y, batch=2, height=6, width=9, packing=Packing.FLOAT16)
+    assert work.bytes_moved(half) == 4 * 108 * (8 + 7 + 7) + 2 * 9 * 8 * 7
+    half.packing = Packing.TRANSFORMED
+    assert work.bytes_moved(half) == 4 * 108 * (8 + 7 + 7) + 4 * 36 * 8 * 7
+    y = Output(channels=7)
+    strided = Convolution(
+        x=x, y=y, batch=2, height=3, width=4, input_height=6, input_width=8, kernel=1
+    )
+    assert work.bytes_moved(strided) == 4 * (96 * 8 + 24 * 7 + 8 * 7)
+    halved = Pointwise(x=x, y=y, batch=2, height=3, width=4, resample=Resample.HALVE)
+    assert work.bytes_moved(halved) == 4 * (96 * 8 + 24 * 7)
+    assert work.bytes_moved(Attention(batch=2, tokens=10, heads=3, head_dim=4)) == 4 * 4 * 240
+    assert work.bytes_moved(Layout(batch=2, channels=3, pixels=4)) == 0
+
+
 def test_flop_that_a_network_asks_for(small: Setup) -> None:
     """As counted by the layers of diffusers' network, and for attention by hand."""
     network = contenders.networks_of(small)["diffusers"]()
@@ -340,6 +368,9 @@ def test_a_profile_adds_up(setup: Setup) -> None:
     outside = kinds["Step"]["share"] + kinds["Layout"]["share"]
     assert found["share_outside_of_the_network"] == pytest.approx(outside)
     assert "| Conv3x3 | 28×28 32→32 norm silu" in profile_cpu.table(found)
+    lost = sum(row["lost_ms"] for row in found["layers"])
+    assert lost == pytest.approx(found["step_ms"] - 1e3 * found["executed_flop"] / 1e12)
+    assert len(profile_cpu.lost_table(found).splitlines()) == 2 + profile_cpu.MOST_LOST
 
 
 @needs_library
