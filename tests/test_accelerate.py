@@ -98,6 +98,23 @@ def test_weights_that_change_later_are_taken_over() -> None:
 
 
 @torch.no_grad()
+def test_counted_changes_of_any_weight_are_seen_at_the_next_call() -> None:
+    """Within a chain, at a timestep whose rows are kept."""
+    model = foreign()
+    fast = fastddpm.accelerate(model)
+    x, _ = inputs(model)
+    for name, parameter in model.named_parameters():
+        fast(x, 400)
+        before = fast(x, 400).sample
+        fast._last_t = 500.0  # The next call goes on with a chain.
+        parameter.add_(0.3 * torch.randn_like(parameter))
+        after = fast(x, 400).sample
+        assert close(after, model(x, 400).sample), name
+        # A key's bias cancels in the softmax.
+        assert not torch.equal(after, before) or name.endswith("to_k.bias"), name
+
+
+@torch.no_grad()
 def test_a_sampler_sees_what_torch_does_not_count() -> None:
     """A write through parameter.data, and a caller's inference mode."""
     model = foreign()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cpu_program.steps import needs_library
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -121,6 +122,30 @@ def test_sample_writes_images_grid_and_settings(model: str, tmp_path: Path) -> N
     # Three columns of 8 pixels with gaps of 2; image 4 stands in the middle.
     assert pixels.shape == (32, 32)
     assert np.array_equal(pixels[12:20, 12:20], samples[4, :, :, 0])
+
+
+@needs_library
+def test_settings_of_the_cpu_engine(model: str, tmp_path: Path) -> None:
+    """They are those of the sampler; what changes the images is in the settings."""
+    own = ("--threads", 2, "--memory", "speed")
+    output = succeeds("sample", "-m", model, "-n", 2, "-o", tmp_path / "fast", *own)
+    assert "threads: 2; weights: float32; memory: speed" in output
+    assert np.array_equal(samples_of(tmp_path / "fast"), expected(model, 2))
+    half = ("sample", "-m", model, "-n", 2, "--weights", "float16", "-o", tmp_path / "half")
+    assert "weights: float16; memory: small" in succeeds(*half)
+    settings = json.loads((tmp_path / "half" / "settings.json").read_text())
+    assert settings["weights"] == "float16"
+    assert "weights" in fails("sample", "-m", model, "-n", 2, "-o", tmp_path / "half")
+
+
+@needs_library
+def test_interpolation_by_the_cpu_engine(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "between.png"
+    own = ("--engine", "cpu", "--threads", 1, "--weights", "float16", "--lambdas", "0,1")
+    succeeds("interpolate", 0, 1, "-m", model, "-t", 5, "-o", out, *own)
+    assert json.loads(out.with_suffix(".json").read_text())["weights"] == "float16"
+    refused = ("--engine", "reference", "--threads", 1, "-o", tmp_path / "other.png")
+    assert "was asked for" in fails("interpolate", 0, 1, "-m", model, "-t", 5, *refused)
 
 
 def test_the_default_is_a_picture_an_image_only_if_asked(model: str, tmp_path: Path) -> None:
@@ -387,6 +412,12 @@ def test_nan_in_the_chain(tmp_path: Path) -> None:
     [
         (["--engine", "cpu", "--dtype", "bfloat16"], "it computes in float32"),
         (["--engine", "warp"], "engine is one of"),
+        (["--engine", "reference", "--threads", "2"], "engine='reference' was asked for"),
+        (["--engine", "compile", "--memory", "speed"], "engine='compile' was asked for"),
+        (["--dtype", "bfloat16", "--weights", "float16"], "it computes in float32"),
+        (["--weights", "int8"], "weights must be one of float32, float16"),
+        (["--memory", "huge"], "memory must be one of small, speed"),
+        (["--weights", "float16", "--memory", "speed"], "no float16 form"),
         (["--dtype", "int8"], "--dtype"),
         (["--format", "gif"], "--format"),
         (["--labels", "a,b"], "--labels"),
@@ -404,7 +435,13 @@ def test_wrong_values_are_one_line(
 
 
 def test_wrong_options_are_usage_errors(model: str) -> None:
-    for arguments in (["--num", "0"], ["--seed", "-1"], ["--nonsense"], ["--num", "many"]):
+    for arguments in (
+        ["--num", "0"],
+        ["--seed", "-1"],
+        ["--threads", "0"],
+        ["--nonsense"],
+        ["--num", "many"],
+    ):
         result = run("sample", "-m", model, *arguments)
         assert result.exit_code == 2
         assert arguments[0] in result.output
@@ -416,7 +453,7 @@ def test_an_output_that_cannot_be_made(model: str, tmp_path: Path) -> None:
 
 
 def test_debug_shows_the_traceback(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("sample", "-m", model, "--engine", "cpu")
+    arguments = ("sample", "-m", model, "--engine", "warp")
     assert isinstance(run("--debug", *arguments).exception, ValueError)
     monkeypatch.setenv("FASTDDPM_DEBUG", "1")
     assert isinstance(run(*arguments).exception, ValueError)

@@ -8,6 +8,7 @@ from cpu_instructions import NO_NUMBER, as_buffer, as_map, empty_map, from_map, 
 from op_backends import needs_library, same_bits
 from torch import Tensor
 
+from fastddpm.engine.cpu.native import NativeProgram
 from fastddpm.kernels.attention.cases import CASES, NETWORK_CASES, Case
 from fastddpm.kernels.attention.reference import attention
 from fastddpm.ops.program_abi import ALIGN, Attention
@@ -83,6 +84,15 @@ def test_samples_do_not_depend_on_their_batch_or_on_threads(case: Case, isa: str
         for samples in (slice(0, 1), slice(1, 3), slice(0, 3)):
             found = Call(case, tensors, samples).output(threads)
             assert same_bits(found, together[samples])
+
+
+def test_statistics_are_refused(isa: str) -> None:
+    """The kernel writes none, and whoever reads them would read what lay there before."""
+    call = Call(CASES[0], CASES[0].tensors())
+    NativeProgram([call.arguments], 1)
+    call.arguments.y.statistics = call.y.address
+    with pytest.raises(RuntimeError, match="fastddpm_program_create: invalid"):
+        NativeProgram([call.arguments], 1)
 
 
 def test_huge_scores(isa: str) -> None:

@@ -47,6 +47,25 @@ def shortened(m: nn.Sequential) -> None:
     m[0].bias = None
 
 
+def swapped(m: nn.Sequential) -> None:
+    weight, bias = m[1].weight, m[1].bias
+    weight.data, bias.data = bias.data, weight.data
+
+
+def part_replaced(m: nn.Sequential) -> None:
+    m[0] = nn.Linear(2, 3)
+
+
+def part_of_the_same(m: nn.Sequential) -> None:
+    other = nn.Linear(2, 3)
+    other.weight, other.bias = m[0].weight, m[0].bias
+    m[0] = other
+
+
+def other_strides(m: nn.Sequential) -> None:
+    m[0].weight.data = m[0].weight.data.as_strided((3, 2), (1, 3))
+
+
 def buffer_written(m: nn.Sequential) -> None:
     m[1].running_mean.add_(1)
 
@@ -66,6 +85,10 @@ def buffer_written(m: nn.Sequential) -> None:
         (replaced, "0.weight", "0.weight"),
         (lambda m: m.double(), "0.weight", "0.weight"),
         (lambda m: m.to("meta"), "0.weight", "0.weight"),
+        (swapped, "1.weight", "1.weight"),
+        (part_replaced, "0.weight", "0.weight"),
+        (part_of_the_same, None, None),
+        (other_strides, "0.weight", "0.weight"),
         (extended, "0.more", "0.more"),
         (shortened, "0.bias", "0.bias"),
     ],
@@ -79,6 +102,20 @@ def test_changes(
     assert (fingerprint.changed(), fingerprint.moved()) == (changed, moved)
     again = Fingerprint.of(m)
     assert (again.changed(), again.moved()) == (None, None)
+
+
+@torch.no_grad()
+def test_writes_after_a_part_was_replaced_by_one_of_the_same_weights() -> None:
+    m = model()
+    fingerprint = Fingerprint.of(m)
+    part_of_the_same(m)
+    m[0].bias.add_(1)
+    assert fingerprint.moved() is None and fingerprint.changed() == "0.bias"
+    fingerprint = Fingerprint.of(m)
+    part_of_the_same(m)
+    assert fingerprint.changed() is None
+    m[0].bias.add_(1)
+    assert fingerprint.changed() == "0.bias"
 
 
 def test_an_address_cannot_come_back_with_other_weights() -> None:

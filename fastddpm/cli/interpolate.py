@@ -12,6 +12,7 @@ from torch import Tensor
 from fastddpm import atomic
 from fastddpm.cli import model as models
 from fastddpm.cli.progress import Bar
+from fastddpm.engine import CpuOptions
 from fastddpm.sampler import Sampler, from_uint8, image_grid, load_png, save_png, to_uint8
 
 COMMAND = "fastddpm interpolate"
@@ -52,6 +53,9 @@ def interpolate(
     engine: models.Engine = "auto",
     device: models.Device = None,
     dtype: models.Dtype = "float32",
+    threads: models.Threads = None,
+    weights: models.Weights = "float32",
+    memory: models.Memory = "small",
     label: Label = None,
     out: Out = Path("interpolation.png"),
     overwrite: Overwrite = False,
@@ -61,24 +65,25 @@ def interpolate(
     Writes one row of images, from A to B, and the settings beside it as OUT with the ending .json.
     """
     _check_out(out, overwrite)
-    weights = _parse_weights(lambdas)
-    sampler, unet = models.load_sampler(model, None, "linspace", engine, device, dtype)
+    shares = _parse_weights(lambdas)
+    cpu = CpuOptions(threads, weights, memory)
+    sampler, unet = models.load_sampler(model, None, "linspace", engine, device, dtype, cpu)
     _check_model(sampler, t)
     try:
-        images = _mixed(sampler, (a, b), t, weights, seed, resample_noise, label)
+        images = _mixed(sampler, (a, b), t, shares, seed, resample_noise, label)
     except KeyboardInterrupt:
         typer.echo("nothing was written; the same command starts again", err=True)
         raise
     settings = {
         "command": COMMAND,
-        **models.identity(model, unet, sampler.diffusion, dtype),
-        **{"a": a, "b": b, "t": t, "lambdas": weights},
+        **models.identity(model, unet, sampler.diffusion, dtype, weights),
+        **{"a": a, "b": b, "t": t, "lambdas": shares},
         **{"seed": seed, "resample_noise": resample_noise, "label": label},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_png(out, image_grid(to_uint8(images), columns=len(weights)))
+    save_png(out, image_grid(to_uint8(images), columns=len(shares)))
     atomic.write(out.with_suffix(".json"), json.dumps(settings, indent=2) + "\n")
-    typer.echo(f"{len(weights)} images from {a} to {b} in {out}")
+    typer.echo(f"{len(shares)} images from {a} to {b} in {out}")
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

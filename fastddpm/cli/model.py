@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastddpm import timesteps
 from fastddpm.checkpoint import from_pretrained
 from fastddpm.diffusion import GaussianDiffusion
+from fastddpm.engine import CpuOptions
 from fastddpm.sampler import Sampler
 from fastddpm.sampler.images import PNG_CHANNELS
 from fastddpm.unet import UNet
@@ -35,6 +36,21 @@ Device: TypeAlias = Annotated[
 Dtype: TypeAlias = Annotated[
     str, typer.Option(help="What the network computes in: float32, bfloat16 or float16.")
 ]
+Threads: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Of engine cpu; by default as many as torch uses.")
+]
+Weights: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="Of engine cpu: float32, or float16 for half the bytes; an error of about 2e-3."
+    ),
+]
+Memory: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="Of engine cpu: small, or speed, whose 3x3 weights take four times as many bytes."
+    ),
+]
 Seed: TypeAlias = Annotated[
     int,
     typer.Option(min=0, max=2**64 - 1, help="Seed of all noise; image i depends on it and i."),
@@ -42,9 +58,16 @@ Seed: TypeAlias = Annotated[
 
 
 def load_sampler(
-    model: str, steps: int | None, spacing: str, engine: str, device: str | None, dtype: str
+    model: str,
+    steps: int | None,
+    spacing: str,
+    engine: str,
+    device: str | None,
+    dtype: str,
+    cpu: CpuOptions,
 ) -> tuple[Sampler, UNet]:
-    """The sampler over the model's (respaced) chain, and the network itself."""
+    """The sampler over the model's (respaced) chain, and the network itself. cpu: of engine "cpu";
+    ValueError if they were chosen and another one runs."""
     if dtype not in DTYPES:
         raise ValueError(f"--dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
     unet, diffusion = from_pretrained(model)
@@ -55,7 +78,8 @@ def load_sampler(
         # torch's stubs lack the argument.
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     diffusion = respaced(diffusion, steps, spacing)
-    return Sampler(unet, diffusion, engine, place, getattr(torch, dtype)), unet
+    own = dataclasses.asdict(cpu)
+    return Sampler(unet, diffusion, engine, place, getattr(torch, dtype), **own), unet
 
 
 def respaced(diffusion: GaussianDiffusion, steps: int | None, spacing: str) -> GaussianDiffusion:
@@ -72,14 +96,18 @@ def makes_pictures(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[0] in PNG_CHANNELS
 
 
-def identity(name: str, unet: UNet, diffusion: GaussianDiffusion, dtype: str) -> dict[str, Any]:
-    """What settings files hold about the model: enough never to take one for another."""
+def identity(
+    name: str, unet: UNet, diffusion: GaussianDiffusion, dtype: str, weights: str
+) -> dict[str, Any]:
+    """What settings files hold about the model and how it computes: enough never to take one for
+    another."""
     return {
         "model": name,
         "weights_sha256": weights_digest(unet),
         "diffusion": repr(diffusion),
         "diffusion_sha256": diffusion_digest(diffusion),
         "dtype": dtype,
+        "weights": weights,
     }
 
 

@@ -11,6 +11,7 @@ import typer
 from fastddpm.cli import model as models
 from fastddpm.cli.progress import Bar
 from fastddpm.cli.sample_folder import GRID, IMAGES, RESULT, Images, SampleFolder
+from fastddpm.engine import CpuOptions
 from fastddpm.sampler import Sampler, image_grid, save_png, to_uint8
 
 GRID_IMAGES = 100
@@ -58,6 +59,9 @@ def sample(
     engine: models.Engine = "auto",
     device: models.Device = None,
     dtype: models.Dtype = "float32",
+    threads: models.Threads = None,
+    weights: models.Weights = "float32",
+    memory: models.Memory = "small",
     labels: Labels = None,
     out: Out = Path("samples"),
     format: Format = "npz",
@@ -71,10 +75,11 @@ def sample(
     pictures, of one or three dimensions, are written as the array alone.
     """
     classes = _parse_labels(labels, num)
-    sampler, unet = models.load_sampler(model, steps, spacing, engine, device, dtype)
+    cpu = CpuOptions(threads, weights, memory)
+    sampler, unet = models.load_sampler(model, steps, spacing, engine, device, dtype, cpu)
     _check_format(format, sampler.shape)
     settings = {
-        **models.identity(model, unet, sampler.diffusion, dtype),
+        **models.identity(model, unet, sampler.diffusion, dtype, weights),
         **{"num": num, "seed": seed, "batch_size": batch_size},
         **{"steps": sampler.diffusion.num_steps, "spacing": spacing},
         **{"labels": labels, "format": format},

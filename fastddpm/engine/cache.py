@@ -1,11 +1,12 @@
 """Prepared runners kept for the calls to come: the least recently used ones go.
 
 A runner runs one chain at a time, so it is borrowed: who asks for the same key meanwhile gets
-another one.
+another one, in whatever thread.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ class RunnerCache(Generic[T]):
         self.capacity = capacity
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
         self._epoch = 0
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -40,18 +42,22 @@ class RunnerCache(Generic[T]):
         At the end it becomes the most recently used one, and the cache lets go of those beyond its
         capacity. After ``clear`` it is let go of, too.
         """
-        epoch = self._epoch
-        runner = self._kept.pop(key) if key in self._kept else make()
+        with self._lock:
+            epoch, runner = self._epoch, self._kept.pop(key, None)
+        if runner is None:
+            runner = make()
         try:
             yield runner
         finally:
-            if epoch == self._epoch:
-                self._keep(key, runner)
+            with self._lock:
+                if epoch == self._epoch:
+                    self._keep(key, runner)
 
     def clear(self) -> None:
         """Let go of all runners, of borrowed ones when they come back."""
-        self._epoch += 1
-        self._kept.clear()
+        with self._lock:
+            self._epoch += 1
+            self._kept.clear()
 
     def _keep(self, key: Hashable, runner: T) -> None:
         self._kept[key] = runner

@@ -6,7 +6,8 @@
 
 No Python runs between two steps, but for a look whether somebody wants to interrupt. What has no
 instruction is refused by name. Weights that changed since are packed again when a chain begins, and
-a step whose tensors lie elsewhere by then is recorded anew.
+a step whose tensors lie elsewhere by then is recorded anew. Programs of one engine take turns: they
+share the weights, and what runs them releases Python's lock.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fastddpm.engine.cpu.options import CpuOptions
 from fastddpm.engine.cpu.packed import PackedWeights
 from fastddpm.engine.cpu.recording import record
 from fastddpm.engine.eager import EagerRunner
+from fastddpm.engine.glance import Marks
 from fastddpm.engine.plan import CannotPrepare, Plan, Runner, Step
 from fastddpm.engine.runner import ChainRunner
 from fastddpm.ops.library import cpu_library
@@ -106,19 +108,21 @@ class CpuRunner(ChainRunner):
         self._start(x, None, steps)
         seconds = torch.zeros(len(self.code), dtype=torch.float64)
         for _ in range(steps):
-            self._program.native.profile(self._index, seconds)
+            with self._weights.lock:
+                self._program.native.profile(self._index, seconds)
         return seconds
 
     def _start(self, x: Tensor, start: int | None, steps: int | None) -> range:
         indices = super()._start(x, start, steps)
         if self._program.moved():
             self._program = self._made()
-        self._weights.refresh(self._program.lowered.packed)
+        self._program.refresh(self._weights)
         return indices
 
     def _advance(self, count: int) -> Tensor:
         while count > 0:
-            count -= self._program.native.run(self._index, count, _SECONDS)
+            with self._weights.lock:
+                count -= self._program.native.run(self._index, count, _SECONDS)
         return self._state
 
 
@@ -128,12 +132,21 @@ class _Program:
     def __init__(self, lowered: Lowered, threads: int) -> None:
         self.lowered = lowered
         self.native = NativeProgram(lowered.code, threads)
-        # Another tensor must not come to lie where one of these lay.
-        self._places = [(t, t.data_ptr(), t.untyped_storage()) for t in lowered.constants]
+        self._constants = Marks(lowered.constants)
+        self._sources = self._marked()
 
     def moved(self) -> bool:
         """Whether a tensor that it reads or writes lies elsewhere by now."""
-        return any(tensor.data_ptr() != place for tensor, place, _ in self._places)
+        return self._constants.moved()
+
+    def refresh(self, weights: PackedWeights) -> None:
+        """Pack again what was written since."""
+        if self._sources.changed():
+            weights.refresh(self.lowered.packed)
+            self._sources = self._marked()
+
+    def _marked(self) -> Marks:
+        return Marks(source for packed in self.lowered.packed for source in packed.sources)
 
     def describe(self) -> str:
         code = self.lowered.code

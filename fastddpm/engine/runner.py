@@ -8,9 +8,10 @@ from the host inside the loop.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -33,10 +34,12 @@ class ChainRunner(ABC):
             self._state = torch.zeros(plan.shape, dtype=plan.dtype, device=plan.device)
             self._index = torch.zeros(1, dtype=torch.int64, device=plan.device)
         self._runs = 0
+        self._owner = threading.RLock()
 
     def __call__(self, x: Tensor, start: int | None = None, steps: int | None = None) -> Tensor:
-        count = len(self._start(x, start, steps))
-        return self._advance(count).clone()
+        with self._alone():
+            count = len(self._start(x, start, steps))
+            return self._advance(count).clone()
 
     def iterate(
         self,
@@ -45,7 +48,8 @@ class ChainRunner(ABC):
         steps: int | None = None,
         stops: Callable[[int], bool] = lambda i: True,
     ) -> Iterator[tuple[int, Tensor]]:
-        return self._follow(self._start(x, start, steps), stops)
+        with self._alone():
+            return self._follow(self._start(x, start, steps), self._runs, stops)
 
     def reread(self) -> None:  # noqa: B027 (most have nothing to do)
         """What it runs reads the weights where they lie."""
@@ -60,6 +64,18 @@ class ChainRunner(ABC):
             with (last if k == steps - 1 else None) or nullcontext():
                 self._step_in_place()
         self._reset(None, top)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """RuntimeError while another thread is inside: state and index serve one chain."""
+        if not self._owner.acquire(blocking=False):
+            raise RuntimeError(
+                "this runner is taking steps in another thread: prepare a runner for each"
+            )
+        try:
+            yield
+        finally:
+            self._owner.release()
 
     @abstractmethod
     def _advance(self, count: int) -> Tensor:
@@ -91,15 +107,18 @@ class ChainRunner(ABC):
         if self._begin is not None:
             self._begin(self._state)
 
-    def _follow(self, indices: range, stops: Callable[[int], bool]) -> Iterator[tuple[int, Tensor]]:
-        run, taken = self._runs, 0
+    def _follow(
+        self, indices: range, run: int, stops: Callable[[int], bool]
+    ) -> Iterator[tuple[int, Tensor]]:
+        taken = 0
         for count, i in enumerate(indices, 1):
             if not (count == len(indices) or stops(i)):
                 continue
-            if run != self._runs:
-                raise RuntimeError(
-                    "this runner has begun another chain since: iterate over one at a time, or "
-                    "prepare a runner for each"
-                )
-            state, taken = self._advance(count - taken), count
+            with self._alone():
+                if run != self._runs:
+                    raise RuntimeError(
+                        "this runner has begun another chain since: iterate over one at a time, or "
+                        "prepare a runner for each"
+                    )
+                state, taken = self._advance(count - taken), count
             yield i, state

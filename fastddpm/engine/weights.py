@@ -2,6 +2,8 @@
 
 the address of a tensor changed  ->  a graph still reads the old one: capture again
 only the values changed          ->  a graph sees them; copies made of the weights do not
+
+Of a module that is told at a glance (glance.py) where nothing has; else things are told by name.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from fastddpm.engine.glance import Glance
 
 
 class _Mark(NamedTuple):
@@ -34,7 +38,7 @@ class _Mark(NamedTuple):
         return cls(tensor.data_ptr(), *layout, tensor.dtype, tensor.device, version)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fingerprint:
     """What a model reads, as it was: ``Fingerprint.of(model)``.
 
@@ -49,6 +53,7 @@ class Fingerprint:
     values: bool
     marks: dict[str, Any]
     storages: tuple[torch.UntypedStorage, ...]
+    glance: Glance | None
 
     @classmethod
     def of(cls, model: Any, *, values: bool = False) -> Fingerprint:
@@ -62,15 +67,25 @@ class Fingerprint:
         parts = dict(_read(model, values))
         tensors = [part for part in parts.values() if isinstance(part, Tensor)]
         marks = {name: _mark(part) for name, part in parts.items()}
-        return cls(model, values, marks, tuple(t.untyped_storage() for t in tensors))
+        storages = tuple(t.untyped_storage() for t in tensors)
+        glance = Glance(model) if isinstance(model, nn.Module) and not values else None
+        return cls(model, values, marks, storages, glance)
 
     def changed(self) -> str | None:
         """The name of the first thing that was written, replaced, added or removed since."""
-        return self._first_difference(lambda mark: mark)
+        if self.glance is not None and not self.glance.changed():
+            return None
+        name = self._first_difference(lambda mark: mark)
+        if name is None and self.glance is not None:
+            # Other modules hold the same weights.
+            self.glance = Glance(self.source)
+        return name
 
     def moved(self) -> str | None:
         """The name of the first tensor that lies elsewhere, or of the first thing that is another,
         was added or removed since; a tensor that was only written does not count."""
+        if self.glance is not None and not self.glance.moved():
+            return None
         return self._first_difference(
             lambda mark: mark._replace(version=None) if isinstance(mark, _Mark) else mark
         )

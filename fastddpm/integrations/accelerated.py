@@ -65,8 +65,8 @@ class Accelerated(nn.Module):
     counts as a change; what it does not count (writes through ``parameter.data``, fused optimizers)
     when a chain begins, which shows in a timestep not below the last, or after ``refresh``. Moving,
     casting or loading it moves, casts or loads the source; attributes that it does not have
-    (config, image_size, ...) are the source's. For one thread and one CUDA stream at a time. A
-    Sampler made of it chooses an engine of its own.
+    (config, image_size, ...) are the source's. Threads that call it take turns; it is for one CUDA
+    stream at a time. A Sampler made of it chooses an engine of its own.
 
     source:  the model that it stands for.
     network: what runs: the source, or its ``Converted``. Called as (x [B, C, H, W], t [B]) or, with

@@ -6,6 +6,7 @@ are copied into those of the capture, and its output out of them.
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.engine import Plan, Runner, RunnerCache, Selection
-from fastddpm.sampler.model import Model, isolated, running
+from fastddpm.sampler.model import Model, evaluated, isolated
 from fastddpm.sampler.network import Network, network_of
 from fastddpm.sampler.unet_network import PlainNetwork
 
@@ -54,7 +55,8 @@ class PlainCallStep:
     def __init__(self, network: PlainNetwork, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         self._network = network
         self._t = t.float()
-        self._rows = network.time_rows(t, labels)
+        rows = network.time_rows(t, labels)
+        self._rows = rows.expand(len(x), -1).clone()
         self.output = torch.zeros((len(x), network.out_channels, *x.shape[2:]), device=x.device)
 
     def load(self, t: Tensor, labels: Tensor | None) -> None:
@@ -62,7 +64,9 @@ class PlainCallStep:
         self._rows.copy_(self._network.time_rows(t, labels))
 
     def __call__(self, x: Tensor, i: Tensor) -> Tensor:
-        self.output.copy_(self._network.denoise(x, self._rows, self._t))
+        # Here, as a replay needs no modes.
+        with evaluated(self._network.modules):
+            self.output.copy_(self._network.denoise(x, self._rows, self._t))
         return x
 
 
@@ -74,7 +78,8 @@ class Prepared(NamedTuple):
 
 
 class NetworkCall:
-    """``model`` as a function of (x, t, labels), run by ``engine`` without gradients.
+    """``model`` as a function of (x, t, labels), run by ``engine`` without gradients, one call at a
+    time: threads wait for each other.
 
     Arguments as ``fastddpm.Sampler``'s.
     """
@@ -93,6 +98,7 @@ class NetworkCall:
         self._tf32 = tf32
         no_steps = torch.empty(0, dtype=torch.int64, device=device)
         self._make = partial(network_of, model, device, dtype, no_steps, engine)
+        self._turn = threading.Lock()
         self._network: Network | None = None
         self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
 
@@ -103,7 +109,12 @@ class NetworkCall:
 
         reread: read the weights anew even if they seem unchanged (``Network.refresh``).
         """
-        network = self._refreshed(reread)
+        with self._turn, isolated(self._device, tf32=self._tf32):
+            return self._called(self._refreshed(reread), x, t, labels, reread)
+
+    def _called(
+        self, network: Network, x: Tensor, t: Tensor, labels: Tensor | None, reread: bool
+    ) -> Tensor:
         # A program's state is float32; other networks convert what they get.
         dtype = torch.float32 if isinstance(network, PlainNetwork) else x.dtype
         x_here, t = x.to(self._device, dtype).contiguous(), t.to(self._device)
@@ -125,10 +136,9 @@ class NetworkCall:
         """Of a batch that the engine takes at once."""
         key = tuple((v.shape, v.dtype) for v in (x, t, labels) if v is not None)
         make = partial(self._prepare, network, x, t, labels)
-        with (
-            running(network.model, self._device, tf32=self._tf32),
-            self._kept.borrow(key, make) as (step, runner),
-        ):
+        # A program that is replayed has no modes; its step sets them when it is recorded.
+        modules = () if isinstance(network, PlainNetwork) else network.modules
+        with evaluated(modules), self._kept.borrow(key, make) as (step, runner):
             step.load(t, labels)
             if reread:
                 runner.reread()
@@ -138,10 +148,9 @@ class NetworkCall:
             return step.output.clone()
 
     def _refreshed(self, reread: bool) -> Network:
-        with isolated(self._device, tf32=self._tf32):
-            if self._network is None or self._network.refresh(reread=reread):
-                self._kept.clear()
-                self._network = self._make()
+        if self._network is None or self._network.refresh(reread=reread):
+            self._kept.clear()
+            self._network = self._make()
         return self._network
 
     def _prepare(self, network: Network, x: Tensor, t: Tensor, labels: Tensor | None) -> Prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import Plan, Runner, RunnerCache, Selection
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
-from fastddpm.sampler.model import Model, isolated, running
+from fastddpm.sampler.model import Model, evaluated, isolated
 from fastddpm.sampler.network import Network, network_of
 from fastddpm.sampler.noise_source import CounterNoise, NoiseSource
 
@@ -84,6 +85,7 @@ class Chain:
         self._make_network = partial(
             network_of, model, device, dtype, self._tables.network_t, engine
         )
+        self._turn = threading.Lock()
         self._network: Network | None = None
         self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
 
@@ -186,7 +188,8 @@ class Chain:
         plain = self.engine.backend == "reference"
         network = self._network or self._refreshed()
         with (
-            running(network.model, self.device, tf32=self._tf32),
+            evaluated(network.modules),
+            isolated(self.device, tf32=self._tf32),
             ops.using("reference") if plain else nullcontext(),
         ):
             yield
@@ -194,7 +197,7 @@ class Chain:
     def _refreshed(self) -> Network:
         """The network with the weights of this moment. They are read anew even where nothing tells
         that they changed: against a chain it costs nothing."""
-        with isolated(self.device, tf32=self._tf32):
+        with self._turn, isolated(self.device, tf32=self._tf32):
             if self._network is None or self._network.refresh(reread=True):
                 self._kept.clear()
                 self._network = self._make_network()

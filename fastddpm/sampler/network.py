@@ -6,6 +6,7 @@ T steps in one table (unet_network.py); anything else is called as model(x, t).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -25,13 +26,12 @@ from fastddpm.sampler.unet_network import PackedNetwork, PlainNetwork
 
 
 class Network(Protocol):
-    """A model in its place, on the device and in the dtype it computes in.
-
-    model: what is called; its mode is set to evaluation around a run.
-    """
+    """A model in its place, on the device and in the dtype it computes in."""
 
     @property
-    def model(self) -> Model: ...
+    def modules(self) -> Sequence[nn.Module]:
+        """What is in evaluation mode around a run."""
+        ...
 
     def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
         """Where the network reads its input for states of this shape [B, C, H, W], zeros; None if
@@ -85,6 +85,10 @@ class CallableNetwork:
         self.model = placed(self._source, self._device, self._asked)
         self._dtype = self._asked or dtype_of(self._source)
         self._weights = Fingerprint.of(self._source, values=True)
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        return list(self.model.modules()) if isinstance(self.model, nn.Module) else []
 
     def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
         if self._dtype not in (torch.bfloat16, torch.float16):

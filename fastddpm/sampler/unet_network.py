@@ -4,21 +4,22 @@
             = W a(embedding(timesteps[i]) + class) + b       with labels: [T, E], [B, E]
 
 ``PackedNetwork`` runs a copy whose weights lie as a GPU reads them best, ``PlainNetwork`` the U-Net
-as it is, from whose weights an engine makes its own copy.
+as it is, from whose weights an engine makes its own copy (single calls: time_rows.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastddpm import ops
 from fastddpm.engine import Fingerprint
 from fastddpm.sampler.model import Model, copy_weights, dtype_of, native, placed, unet_of
+from fastddpm.sampler.time_rows import TimeRows, one_by_one
 from fastddpm.unet import PackedUNet, UNet
 from fastddpm.unet.activation import ACTIVATIONS
 
@@ -97,9 +98,9 @@ class PackedNetwork(_TabledNetwork):
         super().__init__(self._packed, timesteps)
 
     @property
-    def model(self) -> Model:
-        # Not the copy itself: that is in evaluation mode for good.
-        return self._packed.denoise
+    def modules(self) -> Sequence[nn.Module]:
+        # The copy is in evaluation mode for good.
+        return ()
 
     def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
         packed = self._packed
@@ -133,13 +134,13 @@ class PlainNetwork(_TabledNetwork):
         self._source = model
         self._weights = Fingerprint.of(unet)
         own: Any = placed(unet, device, torch.float32)
-        self._copied = own is not unet
-        self._projection = own.row_projection() if own.config.is_conditional else ()
+        self._copy = None if own is unet else own
+        self._time_rows = TimeRows(own) if own.config.is_conditional else None
         super().__init__(own, timesteps)
 
     @property
-    def model(self) -> Model:
-        return self._unet
+    def modules(self) -> Sequence[nn.Module]:
+        return list(self._unet.modules())
 
     @property
     def out_channels(self) -> int:
@@ -152,14 +153,15 @@ class PlainNetwork(_TabledNetwork):
         return self.denoise(x, self.time_rows(t, labels), t)
 
     def time_rows(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        """What ``denoise`` takes, [B, R]."""
-        given = [t] if labels is None else [t, labels]
-        return _one_by_one(self._unet.time_rows, given)
+        """What ``denoise`` takes, [B, R] or for all the same [1, R]; a chain without labels needs
+        none."""
+        self._time_rows = self._time_rows or TimeRows(self._unet)
+        return self._time_rows(t, labels)
 
     def condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
         if labels is None:
             return super().condition(labels, batch)
-        return _one_by_one(lambda label: self._unet.embedded_labels(label, 1), [labels])
+        return one_by_one(lambda label: self._unet.embedded_labels(label, 1), [labels])
 
     def denoise(self, x: Tensor, rows: Tensor, t: Tensor) -> Tensor:
         """The output for x [B, C, H, W]."""
@@ -168,29 +170,18 @@ class PlainNetwork(_TabledNetwork):
     def refresh(self, *, reread: bool) -> bool:
         unet = unet_of(self._source, reread=reread)
         assert unet is not None
+        if not self._weights.changed() and not reread:
+            return False
         if self._weights.moved():
             return True
-        if reread or self._weights.changed():
-            self._weights = Fingerprint.of(unet)
-            if self._copied:
-                copy_weights(unet, self._unet)
-            for own, new in zip(self._projection, self._unet.row_projection(), strict=False):
-                own.copy_(new)
-            self._refill()
+        self._weights = Fingerprint.of(unet)
+        if self._copy is not None:
+            copy_weights(unet, self._copy)
+        if self._time_rows is not None:
+            self._time_rows.refresh()
+        self._refill()
         return False
 
     def _rows_of(self, embedding: Tensor) -> Tensor:
-        return F.linear(self._unet.activation(embedding), *self._projection)
-
-
-def _one_by_one(rows: Callable[..., Any], given: Sequence[Tensor]) -> Tensor:
-    """rows(*given), each sample by itself: torch rounds products otherwise in other batches."""
-
-    def at(first: int, end: int) -> Tensor:
-        found: Tensor = rows(*(v[first:end] for v in given))
-        return found
-
-    count = len(given[0])
-    if all(torch.equal(v, v[:1].expand_as(v)) for v in given):
-        return at(0, 1).repeat_interleave(count, 0)
-    return torch.cat([at(k, k + 1) for k in range(count)])
+        assert self._time_rows is not None
+        return self._time_rows.of(embedding)

@@ -209,6 +209,14 @@ struct fastddpm_program {
 
 namespace {
 
+bool is_valid(const fastddpm_instruction& instruction) {
+  if (instruction.op < 0 || instruction.op >= FASTDDPM_OPS) return false;
+  if (instruction.arguments == nullptr) return false;
+  // Attention writes no statistics: its kernel would leave a reader what lay there before.
+  return instruction.op != FASTDDPM_OP_ATTENTION ||
+         static_cast<const fastddpm_attention*>(instruction.arguments)->y.statistics == nullptr;
+}
+
 int64_t run(fastddpm_program* program, int64_t* index, int64_t steps, double seconds,
             double* times) {
   try {
@@ -227,7 +235,7 @@ fastddpm_program* fastddpm_program_create(const fastddpm_instruction* code, int6
                                           int32_t threads, int32_t* status) {
   bool valid = status != nullptr && code != nullptr && count >= 1 && threads >= 1;
   for (int64_t k = 0; valid && k < count; ++k) {
-    valid = code[k].op >= 0 && code[k].op < FASTDDPM_OPS && code[k].arguments != nullptr;
+    valid = is_valid(code[k]);
   }
   if (!valid) {
     if (status != nullptr) *status = FASTDDPM_INVALID_ARGUMENT;

@@ -165,7 +165,7 @@ typedef struct {
 typedef struct {
   const float *q, *k, *v;
   int64_t q_stride, k_stride, v_stride;
-  fastddpm_output y; /* heads * head_dim channels; no statistics: tokens lie in no rows */
+  fastddpm_output y; /* heads * head_dim channels; statistics null: tokens lie in no rows */
   int64_t batch, tokens, heads, head_dim;
   double scale;
 } fastddpm_attention;
@@ -274,8 +274,9 @@ FASTDDPM_API int32_t fastddpm_pack_convolution(void* packed, const float* weight
                                                int64_t kernel, int64_t packing);
 
 /* A program of at least one instruction for the instruction set in use and so many threads; null
- * with *status set if it cannot be made. It allocates all that it needs; running it allocates
- * nothing. One thread runs it at a time. */
+ * with *status set if it cannot be made: FASTDDPM_INVALID_ARGUMENT also for an op that there is
+ * not, no arguments, or an attention that is to write statistics. It allocates all that it needs;
+ * running it allocates nothing. One thread runs it at a time. */
 FASTDDPM_API fastddpm_program* fastddpm_program_create(const fastddpm_instruction* code,
                                                        int64_t count, int32_t threads,
                                                        int32_t* status);

@@ -6,6 +6,7 @@ What is packed is a copy: torch's count of the writes to the original tells when
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -44,7 +45,10 @@ class Packed:
 
 class PackedWeights:
     """All that the programs of one engine have packed, for the instruction set that was in use when
-    this was made. A layer's goes with the last of them."""
+    this was made. A layer's goes with the last of them.
+
+    lock: held by who packs, and by who runs a program that reads what is packed.
+    """
 
     def __init__(self, options: CpuOptions) -> None:
         self._isa = cpu_library().isa
@@ -53,6 +57,7 @@ class PackedWeights:
             "convolution": options.packing,
             "vector": Packing.FLOAT32,
         }
+        self.lock = threading.RLock()
         self._blocks = Blocks()
         self._kept: WeakValueDictionary[Hashable, Packed] = WeakValueDictionary()
 
@@ -67,14 +72,15 @@ class PackedWeights:
         sources = tuple(sources)
         places = tuple(map(_place, sources))
         key = kind, build, places
-        packed = self._kept.get(key)
-        # Where one tensor has moved away, another may have come to lie.
-        if packed is None or tuple(map(_place, packed.sources)) != places:
-            packing = self._packings[kind]
-            made = _built(build, sources)
-            memory = self._blocks.take(self._bytes(kind, made, packing))
-            packed = self._kept[key] = Packed(kind, sources, build, packing, len(made), memory)
-        self.refresh([packed])
+        with self.lock:
+            packed = self._kept.get(key)
+            # Where one tensor has moved away, another may have come to lie.
+            if packed is None or tuple(map(_place, packed.sources)) != places:
+                packing = self._packings[kind]
+                made = _built(build, sources)
+                memory = self._blocks.take(self._bytes(kind, made, packing))
+                packed = self._kept[key] = Packed(kind, sources, build, packing, len(made), memory)
+            self.refresh([packed])
         return packed
 
     def refresh(self, used: Sequence[Packed], *, reread: bool = False) -> None:
@@ -82,11 +88,12 @@ class PackedWeights:
 
         reread: all of them; torch does not count the writes through ``parameter.data``.
         """
-        for packed in used:
-            marks = tuple(_mark(source) for source in packed.sources)
-            if reread or marks != packed.marks:
-                self._pack(packed)
-                packed.marks = marks
+        with self.lock:
+            for packed in used:
+                marks = tuple(_mark(source) for source in packed.sources)
+                if reread or marks != packed.marks:
+                    self._pack(packed)
+                    packed.marks = marks
 
     def _bytes(self, kind: str, made: Tensor, packing: Packing) -> int:
         if kind == "vector":
@@ -124,4 +131,4 @@ def _place(tensor: Tensor) -> Hashable:
 
 def _mark(tensor: Tensor) -> Hashable:
     """What changes when a tensor is written; torch counts that but in inference mode."""
-    return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
+    return _place(tensor), None if tensor.is_inference() else tensor._version
