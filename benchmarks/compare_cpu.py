@@ -6,13 +6,16 @@ For each network and batch, in a process of its own:
              ours to each, round by round; GFLOP a second and the share of the measured peak
     chain    a step of the whole chain: our sampler, and diffusers' loop around the best rival
     program  what our program executes, and what it spends outside of the network
-    memory   at the largest batch, each in a process of its own
+    memory   at the largest batch
+
+Each contender has a process of its own, which is stopped outside of its turns: threads that spin
+after a call would take the cores of the next (benchmarks/cpu/turns.py).
 
 Run: python -m benchmarks.compare_cpu [--networks cifar10,mnist] [--batch 1,4,16] [--threads N]
 Writes benchmarks/results/cpu_<instruction set>.json. Rivals come with `pip install -e '.[bench]'`;
-those that are not installed are left out by name. MNN's wheel has no AVX-512 instructions: where
-the machine has them, one built with -DMNN_AVX512=ON is the stronger rival, if it is installed
-instead. A wrong output ends its part without figures.
+those that are not installed, or end, are named with the reason. MNN's wheel has no AVX-512
+instructions: MNN_AVX512=FOLDER in the environment adds a build that has (cpu/onnx_rivals.py).
+A wrong output, or an end of ours, ends its part.
 """
 
 from __future__ import annotations
@@ -22,20 +25,31 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import parts, report, timing
-from benchmarks.cpu import chain, contenders, machine, measure, memory, networks, peak, program
-from benchmarks.cpu.contenders import OURS, Setup
+from benchmarks.cpu import (
+    chain,
+    contenders,
+    machine,
+    measure,
+    memory,
+    networks,
+    onnx_rivals,
+    peak,
+    program,
+)
+from benchmarks.cpu.contenders import OURS, Contender, Setup
+from benchmarks.cpu.turns import Ended, worker
 from benchmarks.profile_cpu import profiled
 
 BATCHES = {"cifar10": (1, 4, 16), "mnist": (1, 16, 64)}
 # Where peak memory is measured.
 MEMORY_BATCH = 16
-CLOCKS = {"wall": timing.wall_milliseconds, "processor": timing.processor_milliseconds}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "MNN")
 # Seconds for all parts.
 LIMIT = 4 * 3600.0
@@ -45,38 +59,51 @@ AVX2 = {"FASTDDPM_CPU_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPA
 
 def measured(given: argparse.Namespace, name: str, batch: int) -> Iterator[tuple[str, Any]]:
     """Yields (section, figures) of one network and batch."""
-    timer = CLOCKS[given.clock]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "network"
-        networks.write(name, folder)
-        setup = Setup(folder, batch, given.threads)
-        ceiling = peak.built(folder, machine.isa(), given.threads)
-        asked = [one for one in contenders.all_contenders() if _wanted(one.name, given)]
-        # A library that is told to do without instructions may crash, and the others with it.
-        crashed = memory.failures(setup, asked) if given.isa else {}
-        asked = [one for one in asked if one.label not in crashed]
-        ready, absent = measure.prepared(setup, asked)
-        yield "absent", absent | crashed
-        chosen, trial = measure.best_settings(setup, ready, timer)
-        yield "settings_ms", trial
-        calls = measure.measured(setup, chosen, given.rounds, ceiling, timer)
-        yield "calls", calls
-        print(table(f"{name}, batch {batch}", calls), flush=True)
-        best = calls["best_rival"]
-        rivals = {} if best is None else {best: chosen[best].call}
-        yield "chain", chain.measured(setup, rivals, given.steps, given.chain_rounds, timer)
-        ours = program.captured(setup)
-        yield "program", _without_instructions(ours, given.rounds, ceiling)
+        setup = Setup(Path(temporary) / "network", batch, given.threads)
+        networks.write(name, setup.folder)
+        networks.write_expected(setup.folder, batch)
+        with ExitStack() as running:
+            asked = [one for one in contenders.all_contenders() if _wanted(one.name, given)]
+            trial = measure.best_settings(setup, asked, given.clock, running)
+            yield "absent", trial.absent
+            yield "settings_ms", trial.setting_ms
+            measure.require([OURS], trial.chosen, {OURS: str(trial.absent)})
+            found = _calls(given, setup, trial.chosen, running)
+        yield "calls", found
+        print(table(f"{name}, batch {batch}", found), flush=True)
+        ours = trial.chosen[OURS].contender
+        best = found["best_rival"]
+        drawn = [ours, *([] if best is None else [trial.chosen[best].contender])]
+        yield "chain", chain.measured(setup, drawn, given.steps, given.chain_rounds, given.clock)
+        ceiling = found["peak_flop_per_second"]["median"]
+        yield "program", _program(setup, ours, given.rounds, ceiling)
         if batch == MEMORY_BATCH:
-            yield (
-                "memory",
-                {one.contender.label: memory.taken(setup, one.contender) for one in ready.values()},
-            )
+            yield "memory", _memory(setup, asked, trial.setting_ms)
 
 
-def _without_instructions(runner: Any, rounds: int, ceiling: Callable[[], peak.Peak]) -> Any:
-    profile = profiled(runner, rounds, ceiling().flop_per_second)
+def _calls(
+    given: argparse.Namespace, setup: Setup, chosen: dict[str, measure.Ready], running: ExitStack
+) -> dict[str, Any]:
+    folder, isa = str(setup.folder), machine.isa()
+    ceiling = worker(peak.prepared, folder=folder, isa=isa, threads=setup.threads)
+    return measure.measured(setup, chosen, running.enter_context(ceiling), given.rounds)
+
+
+def _program(setup: Setup, ours: Contender, rounds: int, ceiling: float) -> dict[str, Any]:
+    profile = profiled(program.captured(setup, **ours.options), rounds, ceiling)
     return {key: value for key, value in profile.items() if key not in ("instructions", "layers")}
+
+
+def _memory(setup: Setup, asked: list[Contender], present: dict[str, Any]) -> dict[str, Any]:
+    """By label the memory of all settings that have run."""
+    found: dict[str, Any] = {}
+    for one in (one for one in asked if one.label in present):
+        try:
+            found[one.label] = memory.taken(setup, one)
+        except Ended as error:
+            found[one.label] = {"absent": str(error)}
+    return found
 
 
 def _wanted(name: str, given: argparse.Namespace) -> bool:
@@ -110,7 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.isa == "avx2":
         os.environ.update(AVX2)
     if given.piece is not None:
-        torch.set_num_threads(given.threads)
+        # Workers compute; this process only waits, and must have no threads that spin.
+        torch.set_num_threads(1)
         name, batch = given.part.rsplit("_", 1)
         parts.write_piece(measured(given, name, int(batch)), given.piece)
         return 0
@@ -138,6 +166,7 @@ def _command(given: argparse.Namespace) -> Callable[[str, Path], list[str]]:
 def _header(given: argparse.Namespace) -> dict[str, Any]:
     origin = report.origin()
     origin["versions"] |= {name: report.version(name) for name in PACKAGES}
+    origin["versions"]["MNN with AVX-512"] = onnx_rivals.mnn_avx512_version()
     options = {"rounds": given.rounds, "clock": given.clock, "isa": given.isa}
     return {**origin, "machine": machine.described(given.threads), "options": options}
 
@@ -153,7 +182,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=15, help="timed turns of each contender")
     add("--steps", type=int, default=50, help="steps of a timed chain, of the 1000")
     add("--chain-rounds", type=int, default=5, help="timed chains of each contender")
-    add("--clock", choices=CLOCKS, default="wall", help="processor: for a busy machine, 1 thread")
+    add(
+        "--clock",
+        choices=timing.CLOCKS,
+        default="wall",
+        help="processor: for a busy machine, 1 thread",
+    )
     add("--isa", choices=["avx2"], help="an instruction set below the machine's best, for all")
     add("--only", type=_words, default=[], help="rivals, for instance OpenVINO,MNN")
     add("--out", type=Path, help="JSON to write (default: benchmarks/results/cpu_<isa>.json)")

@@ -1,10 +1,15 @@
 """Where each millisecond of a step goes: every instruction of the captured program, timed.
 
 An instruction's time is the least of many steps, so that what neighbours add on a busy machine is
-left out; the medians of whole steps stand beside them.
+left out; the medians of whole steps stand beside them. Lost is what the next gain can come from:
+
+    lost = time − FLOP executed / measured peak
+
+with the bytes a second that a layer moves beside it, for those that memory bounds.
 
 Run: python -m benchmarks.profile_cpu [--network cifar10] [--batch 1,4,16] [--threads N]
-Prints tables of kinds and layers for each batch; writes benchmarks/results/cpu_profile.json.
+Prints tables of kinds, of layers and of those that lose most, for each batch; writes
+benchmarks/results/cpu_profile.json.
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ from fastddpm.ops.program_abi import Layout, Step
 RESULT = report.RESULTS / "cpu_profile.json"
 # Instructions that are no part of the network: its input and output change layout, the step.
 OUTSIDE = (Layout, Step)
+# Layers in the table of lost time.
+MOST_LOST = 10
 
 
 def profiled(runner: CpuRunner, rounds: int, ceiling: float) -> dict[str, Any]:
@@ -43,6 +50,8 @@ def profiled(runner: CpuRunner, rounds: int, ceiling: float) -> dict[str, Any]:
             "layer": work.described(arguments),
             "ms": ms,
             "flop": work.flop(arguments),
+            "bytes": work.bytes_moved(arguments),
+            "lost_ms": ms - 1e3 * work.flop(arguments) / ceiling,
             "outside": isinstance(arguments, OUTSIDE),
         }
         for arguments, ms in zip(runner.code, milliseconds, strict=True)
@@ -71,10 +80,14 @@ def _summed(
         groups[tuple(row[key] for key in keys)].append(row)
     summed = []
     for names, group in groups.items():
-        ms, flop = (sum(row[key] for row in group) for key in ("ms", "flop"))
-        rate = flop / (ms / 1e3) if ms else 0.0
-        figures = {"count": len(group), "ms": ms, "share": ms / total, "flop_per_second": rate}
-        summed.append(dict(zip(keys, names, strict=True)) | figures | {"of_peak": rate / ceiling})
+        ms, lost, flop, moved = (
+            sum(row[key] for row in group) for key in ("ms", "lost_ms", "flop", "bytes")
+        )
+        rate, bandwidth = (1e3 * count / ms if ms else 0.0 for count in (flop, moved))
+        figures = {"count": len(group), "ms": ms, "share": ms / total, "lost_ms": lost}
+        figures |= {"flop_per_second": rate, "of_peak": rate / ceiling}
+        figures["bytes_per_second"] = bandwidth
+        summed.append(dict(zip(keys, names, strict=True)) | figures)
     return sorted(summed, key=lambda row: -row["ms"])
 
 
@@ -87,6 +100,18 @@ def table(profile: dict[str, Any], part: str = "layers") -> str:
         of_peak = f"{row['of_peak']:.0%}" if row["flop_per_second"] else ""
         cells = [row["kind"], row.get("layer", ""), str(row["count"]), f"{row['ms']:.3f}"]
         lines.append("| " + " | ".join([*cells, f"{row['share']:.1%}", rate, of_peak]) + " |")
+    return "\n".join(lines)
+
+
+def lost_table(profile: dict[str, Any]) -> str:
+    """The layers that lose most time, in Markdown."""
+    lines = [f"| of {profile['step_ms']:.2f} ms lost | layer | × | lost ms | share | GB/s |"]
+    lines += ["|---|---|---:|---:|---:|---:|"]
+    for row in sorted(profile["layers"], key=lambda row: -row["lost_ms"])[:MOST_LOST]:
+        share = f"{row['lost_ms'] / profile['step_ms']:.1%}"
+        speed = f"{row['bytes_per_second'] / 1e9:.1f}" if row["bytes_per_second"] else ""
+        cells = [row["kind"], row["layer"], str(row["count"]), f"{row['lost_ms']:.3f}"]
+        lines.append("| " + " | ".join([*cells, share, speed]) + " |")
     return "\n".join(lines)
 
 
@@ -111,7 +136,7 @@ def main() -> None:
                 f"\n{name}: {profile['step_ms']:.2f} ms a step, "
                 f"{profile['executed_share_of_peak']:.1%} of the peak\n"
             )
-            print(table(profile, "kinds"), table(profile), sep="\n\n")
+            print(table(profile, "kinds"), table(profile), lost_table(profile), sep="\n\n")
     if given.out:
         report.write(given.out, result)
 

@@ -16,7 +16,7 @@ import torch
 
 import fastddpm
 from benchmarks.compare_cpu import BATCHES
-from benchmarks.cpu import measure, networks, work
+from benchmarks.cpu import calls, measure, networks, work
 from benchmarks.cpu.contenders import Contender, Setup, all_contenders
 
 THREADS = int(os.environ.get("THREADS", torch.get_num_threads()))
@@ -39,12 +39,14 @@ def test_call(
     name, batch = size
     torch.set_num_threads(THREADS)
     setup = Setup(folders[name], batch, THREADS)
-    ready, absent = measure.prepared(setup, [contender])
-    if absent:
-        pytest.skip(absent[contender.label])
-    benchmark(measure.chains(ready, setup)[contender.label])
+    networks.write_expected(setup.folder, batch)
+    try:
+        call, error = calls.checked(setup, contender)
+    except ImportError as missing:
+        pytest.skip(str(missing))
+    measure.require_agreement(contender, error)
+    benchmark(calls.falling(setup, call))
     flop = batch * work.asked(fastddpm.from_pretrained(setup.folder)[0])
-    error = ready[contender.label].relative_error
     benchmark.extra_info |= {"threads": THREADS, "flop": flop, "relative_error": error}
     if benchmark.stats is not None:
         seconds = benchmark.stats.stats.median

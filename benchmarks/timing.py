@@ -1,7 +1,8 @@
 """Times of contenders that take turns: A B A B ..., medians, spreads and ratios.
 
-Taking turns in one process lets clocks, temperature and neighbours meet all of them alike, so the
-ratio of neighbouring times holds where the times themselves drift.
+Taking turns lets clocks, temperature and neighbours meet all of them alike, so the ratio of
+neighbouring times holds where the times themselves drift. Contenders with threads of their own take
+them in processes of their own: benchmarks/cpu/turns.py.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ def _mean(call: Callable[[], object], clock: Callable[[], float]) -> float:
         count, passed = count + 1, clock() - begin
         if passed >= TURN:
             return 1e3 * passed / count
+
+
+CLOCKS: dict[str, Timer] = {"wall": wall_milliseconds, "processor": processor_milliseconds}
 
 
 def cuda_milliseconds(call: Callable[[], object]) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,39 @@ from torch import Tensor
 # benchmarks/ is no part of the package. Appended, so that nothing installed is shadowed.
 sys.path.append(str(Path(__file__).parents[1]))
 
+import fake_contenders as fakes
+
 import fastddpm
 from benchmarks import compare_cpu, profile_cpu, timing
 from benchmarks.cpu import (
+    calls,
     chain,
     contenders,
     instructions,
     measure,
     memory,
     networks,
+    onnx_rivals,
     peak,
     program,
     work,
 )
-from benchmarks.cpu.contenders import Call, Contender, Setup
+from benchmarks.cpu.contenders import Contender, Setup
+from benchmarks.cpu.turns import Ended
 from fastddpm import UNet, UNetConfig
-from fastddpm.ops.program_abi import Attention, Conv3x3, Convolution, Input, Layout, Output, Packing
+from fastddpm.ops.program_abi import (
+    Attention,
+    Conv3x3,
+    Convolution,
+    Input,
+    Layout,
+    Output,
+    Packing,
+    Pointwise,
+    Resample,
+)
 
-PEAK = peak.Peak(1e9, 0.5)
+PEAK = peak.Peak(1e9, 0.5)._asdict()
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +58,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     """The built-in network, two samples."""
     folder = tmp_path_factory.mktemp("networks") / "mnist"
     networks.write("mnist", folder)
+    networks.write_expected(folder, 2)
     return Setup(folder, batch=2, threads=1)
 
 
@@ -57,28 +75,36 @@ def small(tmp_path: Path) -> Setup:
     )
     _, diffusion = fastddpm.from_pretrained("mnist")
     fastddpm.save_pretrained(tmp_path / "small", networks.randomised(UNet(config)), diffusion)
+    networks.write_expected(tmp_path / "small", 3)
     return Setup(tmp_path / "small", batch=3, threads=1)
 
 
-def right(setup: Setup, factor: float = 1.0) -> Call:
-    unet, _ = fastddpm.from_pretrained(setup.folder)
-    return lambda x, t: unet(x, t).detach().numpy() * factor
+def contender(
+    name: str, make: Callable[..., Any] = fakes.right, setting: str = "a setting", **options: Any
+) -> Contender:
+    return Contender(name, setting, make, options, path=fakes.FOLDER)
 
 
-def contender(name: str, make: Callable[[Setup], Call] = right, **others: Any) -> Contender:
-    return Contender(name, "a setting", make, **others)
+class Fixed:
+    """A worker whose turns give this answer."""
+
+    found = 0.0
+    has_ended = False
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def turn(self) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def end(self) -> None:
+        self.has_ended = True
 
 
-def fixed(milliseconds: dict[str, float]) -> timing.Timer:
-    """A timer that gives these readings in turn, again and again."""
-    readings = list(milliseconds.values())
-    turn = iter(range(10**6))
-
-    def timer(call: Callable[[], object]) -> float:
-        call()
-        return readings[next(turn) % len(readings)]
-
-    return timer
+def ready(name: str, milliseconds: float) -> measure.Ready:
+    return measure.Ready(contender(name), Fixed(milliseconds), 0.0)
 
 
 # ---- networks
@@ -115,36 +141,43 @@ def test_unknown_network(tmp_path: Path) -> None:
 
 def test_agreement() -> None:
     expected = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    assert measure.agreement([3.0, 4.5], expected) == pytest.approx(0.1)
-    assert measure.agreement([[3.0, 4.0]], expected) == float("inf")
-    assert measure.agreement(torch.tensor([3.0, 4.0]), expected) == 0
+    assert calls.agreement([3.0, 4.5], expected) == pytest.approx(0.1)
+    assert calls.agreement([[3.0, 4.0]], expected) == float("inf")
+    assert calls.agreement(torch.tensor([3.0, 4.0]), expected) == 0
 
 
 @pytest.mark.parametrize("factor", [1.01, 0.0, float("nan")])
 def test_a_wrong_output_is_refused(small: Setup, factor: float) -> None:
-    def wrong(setup: Setup) -> Call:
-        return right(setup, factor)
-
-    with pytest.raises(measure.Disagreement, match=r"b \(a setting\): relative error"):
-        measure.prepared(small, [contender("a"), contender("b", wrong)])
+    given = [contender("a"), contender("b", factor=factor)]
+    with ExitStack() as running, pytest.raises(measure.Disagreement, match=r"b \(a setting\): rel"):
+        measure.best_settings(small, given, "wall", running)
 
 
 def test_a_tolerance_is_the_contenders_own(small: Setup) -> None:
-    def rough(setup: Setup) -> Call:
-        return right(setup, 1.005)
+    rough = contender("half", factor=1.005)
+    _, error = calls.checked(small, rough)
+    assert error == pytest.approx(0.005, rel=1e-3)
+    measure.require_agreement(replace(rough, tolerance=contenders.HALF_TOLERANCE), error)
+    with pytest.raises(measure.Disagreement, match=r"relative error 5\.0e-03 against float64"):
+        measure.require_agreement(rough, error)
 
-    given = contender("half", rough, tolerance=contenders.HALF_TOLERANCE)
-    ready, _ = measure.prepared(small, [given])
-    assert ready["half (a setting)"].relative_error == pytest.approx(0.005, rel=1e-3)
+
+def test_who_is_absent_is_named_with_the_reason(small: Setup) -> None:
+    """One runs, one is not installed, one is right and then crashes."""
+    given = [contender("a"), contender("b", fakes.missing), contender("c", fakes.crashing)]
+    with ExitStack() as running:
+        trial = measure.best_settings(small, given, "wall", running)
+    assert list(trial.chosen) == ["a"] and list(trial.setting_ms) == ["a (a setting)"]
+    assert list(trial.absent) == ["b (a setting)", "c (a setting)"]
+    assert trial.absent["b (a setting)"] == "exit code 1\nNo module named 'rival'"
+    assert trial.absent["c (a setting)"].startswith("SIGABRT")
 
 
-def test_what_is_not_installed_is_named(small: Setup) -> None:
-    def missing(setup: Setup) -> Call:
-        raise ModuleNotFoundError("No module named 'rival'")
-
-    ready, absent = measure.prepared(small, [contender("a"), contender("b", missing)])
-    assert list(ready) == ["a (a setting)"]
-    assert absent == {"b (a setting)": "No module named 'rival'"}
+def test_contenders_travel_as_json() -> None:
+    for one in contenders.all_contenders():
+        assert json.loads(json.dumps(one.as_json()))
+        again = Contender.from_json(json.loads(json.dumps(one.as_json())))
+        assert replace(again, modules=tuple(again.modules)) == one
 
 
 def test_rivals_that_are_there_or_not_are_all_named() -> None:
@@ -156,13 +189,22 @@ def test_rivals_that_are_there_or_not_are_all_named() -> None:
     assert rivals == {one.name for one in everyone if not one.is_ours}
 
 
+def test_another_build_of_mnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(onnx_rivals.MNN_AVX512, raising=False)
+    assert onnx_rivals.mnn_avx512_version() is None
+    before = contenders.all_contenders()
+    monkeypatch.setenv(onnx_rivals.MNN_AVX512, "/a/folder")
+    added = [one for one in contenders.all_contenders() if one not in before]
+    assert {(one.name, one.path) for one in added} == {("MNN with AVX-512", "/a/folder")}
+    assert [one.setting for one in added] == [one.setting for one in before if one.name == "MNN"]
+
+
 # ---- measuring
 
 
 def test_contenders_see_falling_timesteps(small: Setup) -> None:
     seen: list[Tensor] = []
-    ready = {"a": measure.Ready(contender("a"), lambda x, t: seen.append(t), 0.0)}
-    call = measure.chains(ready, small)["a"]
+    call = calls.falling(small, lambda x, t: seen.append(t))
     for _ in range(1001):
         call()
     assert [int(t[0]) for t in seen[:3]] == [999, 998, 997]
@@ -170,29 +212,34 @@ def test_contenders_see_falling_timesteps(small: Setup) -> None:
     assert all(t.shape == (3,) for t in seen)
 
 
-def test_the_fastest_setting_of_each_library_goes_on(small: Setup) -> None:
-    given = [
-        Contender("a", "slow", right),
-        Contender("b", "only", right),
-        Contender("a", "fast", right),
-    ]
-    ready, _ = measure.prepared(small, given)
-    timer = fixed({"slow": 5.0, "only": 3.0, "fast": 4.0})
-    chosen, trial = measure.best_settings(small, ready, timer)
-    assert {name: one.contender.setting for name, one in chosen.items()} == {
-        **{"a": "fast", "b": "only"}
-    }
-    assert trial["a (slow)"]["median"] == 5 and len(trial) == 3
+def test_the_fastest_setting_of_each_library_goes_on(
+    small: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [("a", "slow", 5.0), ("b", "only", 3.0), ("a", "fast", 4.0)]
+    given = [contender(name, setting=setting) for name, setting, _ in settings]
+    workers = {f"{name} ({setting})": Fixed(ms) for name, setting, ms in settings}
+
+    def started(setup: Setup, asked: list[Contender], *others: Any) -> dict[str, Fixed]:
+        return {one.label: workers[one.label] for one in asked}
+
+    monkeypatch.setattr(measure, "_started", started)
+    trial = measure.best_settings(small, given, "wall", ExitStack())
+    chosen = {name: one.contender.setting for name, one in trial.chosen.items()}
+    assert chosen == {"a": "fast", "b": "only"}
+    assert trial.setting_ms["a (slow)"]["median"] == 5 and len(trial.setting_ms) == 3
+    assert [one.has_ended for one in workers.values()] == [True, False, False]
 
 
 def test_figures(small: Setup) -> None:
-    names = (contenders.OURS, "slow", "fast")
-    ready, _ = measure.prepared(small, [contender(name) for name in names])
-    chosen = {one.contender.name: one for one in ready.values()}
-    timer = fixed({"ours": 2.0, "slow": 8.0, "fast": 3.0, "peak": 1.0})
-    found = measure.measured(small, chosen, 3, lambda: PEAK, timer)
+    chosen = {
+        contenders.OURS: ready(contenders.OURS, 2.0),
+        "slow": ready("slow", 8.0),
+        "fast": ready("fast", 3.0),
+        "gone": measure.Ready(contender("gone"), Fixed(Ended("SIGSEGV")), 0.0),
+    }
+    found = measure.measured(small, chosen, Fixed(PEAK), 3)
     assert json.loads(json.dumps(found)) == found
-    assert found["best_rival"] == "fast"
+    assert found["best_rival"] == "fast" and found["absent"] == {"gone": "SIGSEGV"}
     faster = found["times_faster_than"][contenders.OURS]
     assert {name: ratio["median"] for name, ratio in faster.items()} == {"slow": 4, "fast": 1.5}
     flop = 3 * work.asked(fastddpm.from_pretrained(small.folder)[0])
@@ -203,6 +250,12 @@ def test_figures(small: Setup) -> None:
     assert own["images_per_second"] == pytest.approx(1500)
     said = compare_cpu.table("small, batch 3", found)
     assert "| slow | 8.00 |" in said and "a thread had a processor 50% of the time" in said
+
+
+def test_an_end_of_ours_is_an_error(small: Setup) -> None:
+    own = measure.Ready(contender(contenders.OURS), Fixed(Ended("SIGSEGV")), 0.0)
+    with pytest.raises(Ended, match="fastddpm: SIGSEGV"):
+        measure.measured(small, {contenders.OURS: own}, Fixed(PEAK), 1)
 
 
 def test_nobody_to_compare_with() -> None:
@@ -233,6 +286,24 @@ def test_flop_of_instructions() -> None:
     assert work.described(wide) == "6×9 5+3→7 3×3 stride 2"
 
 
+def test_bytes_of_instructions() -> None:
+    x, y = Input(channels=(5, 3)), Output(channels=7, residual=1)
+    # Maps of 108 pixels: two read, one written, one added.
+    half = Conv3x3(x=x, y=y, batch=2, height=6, width=9, packing=Packing.FLOAT16)
+    assert work.bytes_moved(half) == 4 * 108 * (8 + 7 + 7) + 2 * 9 * 8 * 7
+    half.packing = Packing.TRANSFORMED
+    assert work.bytes_moved(half) == 4 * 108 * (8 + 7 + 7) + 4 * 36 * 8 * 7
+    y = Output(channels=7)
+    strided = Convolution(
+        x=x, y=y, batch=2, height=3, width=4, input_height=6, input_width=8, kernel=1
+    )
+    assert work.bytes_moved(strided) == 4 * (96 * 8 + 24 * 7 + 8 * 7)
+    halved = Pointwise(x=x, y=y, batch=2, height=3, width=4, resample=Resample.HALVE)
+    assert work.bytes_moved(halved) == 4 * (96 * 8 + 24 * 7)
+    assert work.bytes_moved(Attention(batch=2, tokens=10, heads=3, head_dim=4)) == 4 * 4 * 240
+    assert work.bytes_moved(Layout(batch=2, channels=3, pixels=4)) == 0
+
+
 def test_flop_that_a_network_asks_for(small: Setup) -> None:
     """As counted by the layers of diffusers' network, and for attention by hand."""
     network = contenders.networks_of(small)["diffusers"]()
@@ -261,8 +332,8 @@ def test_every_case_is_right_as_an_instruction() -> None:
     for one in cases[::5]:
         one.program(1)()
         output, exact = one.output(), one.exact()
-        assert measure.agreement(output, exact.reshape(output.shape)) < 1e-5, one.name
-        assert measure.agreement(one.torchs(), exact) < 1e-5, one.name
+        assert calls.agreement(output, exact.reshape(output.shape)) < 1e-5, one.name
+        assert calls.agreement(one.torchs(), exact) < 1e-5, one.name
         assert one.bytes > 0
 
 
@@ -297,21 +368,32 @@ def test_a_profile_adds_up(setup: Setup) -> None:
     outside = kinds["Step"]["share"] + kinds["Layout"]["share"]
     assert found["share_outside_of_the_network"] == pytest.approx(outside)
     assert "| Conv3x3 | 28×28 32→32 norm silu" in profile_cpu.table(found)
+    lost = sum(row["lost_ms"] for row in found["layers"])
+    assert lost == pytest.approx(found["step_ms"] - 1e3 * found["executed_flop"] / 1e12)
+    assert len(profile_cpu.lost_table(found).splitlines()) == 2 + profile_cpu.MOST_LOST
 
 
 @needs_library
 def test_chains_of_ours_and_diffusers_are_the_same_loop(small: Setup) -> None:
     """diffusers' loop draws other noise, but ends in images of the same kind."""
-    draws = [chain.ours(small, 4), chain.with_diffusers(small, right(small), 4)]
+    draws = [chain.ours(small, 4), chain.with_diffusers(small, fakes.right(small), 4)]
     for draw in draws:
         images = draw()
         assert images.shape == (3, 3, 8, 8)
         assert images.isfinite().all() and images.abs().max() <= 1
+
+
+@needs_library
+def test_chains_take_turns(small: Setup) -> None:
+    ours = contenders.all_contenders()[0]
     found = chain.measured(
-        small, {"rival": right(small)}, 4, 2, fixed({"ours": 8.0, "rival": 16.0})
+        small, [ours, contender("rival"), contender("c", fakes.crashing)], 2, 1, "wall"
     )
-    assert found["step_ms"][contenders.OURS]["median"] == 2
-    assert found["times_faster_than"]["rival"]["median"] == 2
+    assert list(found["step_ms"]) == [contenders.OURS, "rival"]
+    assert list(found["times_faster_than"]) == ["rival"] and list(found["absent"]) == ["c"]
+    figures = chain.figures({contenders.OURS: [8.0, 8.0], "rival": [16.0, 16.0]}, 4)
+    assert figures["step_ms"][contenders.OURS]["median"] == 2
+    assert figures["times_faster_than"]["rival"]["median"] == 2
 
 
 # ---- the machine
@@ -339,18 +421,13 @@ def test_memory_of_a_process_of_its_own(setup: Setup) -> None:
     own = next(one for one in contenders.all_contenders() if one.label.startswith("torch (network"))
     found = memory.taken(setup, own)
     assert 0 < found["resting"] <= found["peak"] < held.numel() * 4
-    unknown = contender("nobody")
-    assert list(memory.failures(setup, [unknown])) == [unknown.label]
-    assert memory.failures(setup, [unknown])[unknown.label].startswith("exit code 1: ")
+    with pytest.raises(Ended, match="No module named 'rival'"):
+        memory.taken(setup, contender("nobody", fakes.missing))
 
 
 @pytest.mark.skipif(not memory.STATUS.is_file(), reason="needs /proc")
 def test_peak_memory_is_above_what_rests(setup: Setup) -> None:
-    def greedy(given: Setup) -> Call:
-        torch.ones(1 << 26)  # 256 MiB, freed at once
-        return right(given)
-
-    found = memory.measured(setup, contender("greedy", greedy))
+    found = memory.measured(setup, contender("greedy", fakes.greedy))
     assert found["peak"] - found["resting"] > 1 << 27
 
 
@@ -382,7 +459,6 @@ def test_who_is_wanted() -> None:
 def test_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """All sections of a part, with ours alone."""
     monkeypatch.setattr(compare_cpu, "MEMORY_BATCH", 2)
-    monkeypatch.setattr(timing, "TURN", 0.0)
     monkeypatch.setattr(memory, "taken", lambda setup, contender: {"peak": 1})
     line = "--only none --threads 1 --rounds 1 --steps 2 --chain-rounds 1"
     given = compare_cpu._parser().parse_args(line.split())
@@ -396,9 +472,11 @@ def test_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_output_leaves_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = contender(contenders.OURS, lambda setup: right(setup, 1.1))
+    wrong = contender(contenders.OURS, factor=1.1)
     monkeypatch.setattr(contenders, "all_contenders", lambda: [wrong])
+    threads = torch.get_num_threads()
     line = f"--part mnist_1 --piece {tmp_path / 'piece'} --threads 1"
     with pytest.raises(measure.Disagreement):
         compare_cpu.main(line.split())
+    torch.set_num_threads(threads)
     assert not (tmp_path / "piece").exists()

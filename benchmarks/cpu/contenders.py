@@ -1,14 +1,14 @@
 """Who is compared: our engine and torch's own here, what reads ONNX in onnx_rivals.py.
 
 A contender is prepared for one network, batch and number of threads, and is then a call
-(x [B, C, H, W], t [B]) -> output [B, C', H, W] in the caller's memory.
+(x [B, C, H, W], t [B]) -> output [B, C', H, W] in the caller's memory. Which one, and for what, is
+told to a worker (turns.py) as JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import fastddpm
+from benchmarks.cpu.worker import name_of, named
 
 OURS = "fastddpm"
 # An output's relative error against float64, at most; the second for weights in half precision.
@@ -36,21 +37,36 @@ class Setup:
     batch: int
     threads: int
 
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"folder": str(self.folder)}
+
+    @classmethod
+    def from_json(cls, given: dict[str, Any]) -> Setup:
+        return cls(**given | {"folder": Path(given["folder"])})
+
 
 @dataclass(frozen=True)
 class Contender:
     """One setting of one library.
 
     name:    the library; of its settings the fastest counts.
-    make:    prepares it; raises ImportError where the library is not installed.
+    make:    prepares it, as make(setup, **options), in any process: a function of a module's own.
+             Raises ImportError where the library is not installed.
     modules: what ``make`` imports, for the memory that imports alone take.
+    path:    a folder that comes first where its process imports from.
     """
 
     name: str
     setting: str
-    make: Callable[[Setup], Call]
+    make: Callable[..., Call]
+    options: Mapping[str, Any] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
     tolerance: float = TOLERANCE
+    path: str = ""
+
+    def call(self, setup: Setup) -> Call:
+        """Prepares it, in this process."""
+        return self.make(setup, **self.options)
 
     @property
     def is_ours(self) -> bool:
@@ -61,6 +77,13 @@ class Contender:
         """Name and setting."""
         return f"{self.name} ({self.setting})"
 
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"make": name_of(self.make)}
+
+    @classmethod
+    def from_json(cls, given: dict[str, Any]) -> Contender:
+        return cls(**given | {"make": named(given["make"])})
+
 
 def accelerated(setup: Setup, **options: str) -> Call:
     """Our CPU engine, called as a user of ``accelerate`` calls it."""
@@ -69,8 +92,9 @@ def accelerated(setup: Setup, **options: str) -> Call:
     return call
 
 
-def torch_eager(setup: Setup, source: str, form: torch.memory_format) -> Call:
-    """diffusers' network or ours under plain torch."""
+def torch_eager(setup: Setup, source: str, name: str) -> Call:
+    """diffusers' network or ours under plain torch, in the memory format of that name."""
+    form = FORMS[name]
     network = networks_of(setup)[source]().to(memory_format=form)
 
     @torch.inference_mode()
@@ -103,6 +127,7 @@ def networks_of(setup: Setup) -> dict[str, Callable[[], torch.nn.Module]]:
     }
 
 
+MEMORIES = ("small", "speed")
 SOURCES = ("diffusers", OURS)
 FORMS = {"torch": torch.contiguous_format, "torch channels_last": torch.channels_last}
 
@@ -112,19 +137,22 @@ def all_contenders() -> list[Contender]:
     from benchmarks.cpu import onnx_rivals
 
     own = [
-        Contender(OURS, f"memory={memory}", partial(accelerated, memory=memory), RECORDING)
-        for memory in ("small", "speed")
+        Contender(OURS, f"memory={memory}", accelerated, {"memory": memory}, RECORDING)
+        for memory in MEMORIES
     ]
-    half = partial(accelerated, weights="float16")
-    own.append(Contender(f"{OURS} float16", "weights=float16", half, RECORDING, HALF_TOLERANCE))
+    # Weights in half precision are never kept transformed (memory="speed").
+    options = {"weights": "float16"}
+    half = (accelerated, options, RECORDING, HALF_TOLERANCE)
+    own.append(Contender(f"{OURS} float16", "weights=float16", *half))
     eager = [
         Contender(
             name,
             f"network of {source}",
-            partial(torch_eager, source=source, form=form),
+            torch_eager,
+            {"source": source, "name": name},
             ("diffusers",) if source == "diffusers" else (),
         )
-        for name, form in FORMS.items()
+        for name in FORMS
         for source in SOURCES
     ]
     return own + eager + onnx_rivals.contenders()

@@ -1,33 +1,29 @@
 """One network and batch: who agrees with float64, each library's best setting, then the rounds.
 
     check    the output of every setting, before anything is timed
-    trial    a few rounds of all settings; the fastest of each library goes on
+    trial    a few rounds of a library's settings; its fastest goes on
     rounds   A B A B ...: those that went on and the machine's peak take turns
 
-What is reported are the times of the rounds alone: a setting that was lucky in the trial gains
-nothing by it.
+Each setting is a worker (turns.py). What is reported are the times of the rounds alone: a setting
+that was lucky in the trial gains nothing by it.
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 import fastddpm
 from benchmarks import timing
-from benchmarks.cpu import networks, work
-from benchmarks.cpu.contenders import Call, Contender, Setup
-from benchmarks.cpu.peak import Peak
+from benchmarks.cpu import calls, work
+from benchmarks.cpu.contenders import Contender, Setup
+from benchmarks.cpu.turns import Ended, Turns, Worker, interleaved, worker
 
 TRIAL_ROUNDS = 3
-STEPS = 1000
+PEAK = "peak"
 
 
 class Disagreement(RuntimeError):
@@ -39,97 +35,111 @@ class Ready:
     """A contender that is prepared and right."""
 
     contender: Contender
-    call: Call
+    turns: Turns
     relative_error: float
 
 
-def measured(
-    setup: Setup,
-    chosen: Mapping[str, Ready],
-    rounds: int,
-    peak: Callable[[], Peak],
-    timer: timing.Timer = timing.wall_milliseconds,
-) -> dict[str, Any]:
-    """Figures of every library, and how many times faster ours are."""
-    peaks: list[Peak] = []
-    turns = chains(chosen, setup) | {"peak": lambda: peaks.append(peak())}
-    times = timing.interleaved(turns, rounds, timer)
-    del times["peak"]
-    flop = setup.batch * work.asked(fastddpm.from_pretrained(setup.folder)[0])
-    ceiling = timing.summary([one.flop_per_second for one in peaks])
-    return {
-        "flop": flop,
-        "peak_flop_per_second": ceiling,
-        "processor_share": timing.summary([one.processor_share for one in peaks]),
-        "contenders": {
-            name: {
-                "setting": one.contender.setting,
-                "relative_error": one.relative_error,
-                **speed(times[name], setup.batch, flop, ceiling["median"]),
-            }
-            for name, one in chosen.items()
-        },
-        **compared(times, [name for name, one in chosen.items() if one.contender.is_ours]),
-    }
+@dataclass
+class Trial:
+    """chosen: by library its fastest setting, whose worker is ready for the rounds.
+    setting_ms: by label the times of all settings. absent: by label why the others have none."""
+
+    chosen: dict[str, Ready] = field(default_factory=dict)
+    setting_ms: dict[str, Any] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 def best_settings(
-    setup: Setup, ready: Mapping[str, Ready], timer: timing.Timer = timing.wall_milliseconds
-) -> tuple[dict[str, Ready], dict[str, Any]]:
-    """By library its fastest setting in the trial; and the trial's times of all settings."""
-    trial = timing.interleaved(chains(ready, setup), TRIAL_ROUNDS, timer)
-    best: dict[str, Ready] = {}
-    for label in sorted(ready, key=lambda label: statistics.median(trial[label])):
-        best.setdefault(ready[label].contender.name, ready[label])
-    in_order = dict.fromkeys(one.contender.name for one in ready.values())
-    times = {label: timing.summary(samples) for label, samples in trial.items()}
-    return {name: best[name] for name in in_order}, times
+    setup: Setup, contenders: Iterable[Contender], clock: str, running: ExitStack
+) -> Trial:
+    """Try one library's settings after the other's. Their workers end with ``running``; those that
+    are not chosen end here, as they would hold the memory of all settings of all libraries.
 
-
-def prepared(
-    setup: Setup, contenders: Iterable[Contender]
-) -> tuple[dict[str, Ready], dict[str, str]]:
-    """By label those that run here, all of them right; and by label why the others do not."""
-    unet, _ = fastddpm.from_pretrained(setup.folder)
-    x, t = networks.inputs(unet, setup.batch)
-    expected = networks.exact(unet, x, t)
-    ready, absent = {}, {}
+    clock: of timing.CLOCKS. Raises Disagreement.
+    """
+    trial = Trial()
+    libraries: dict[str, list[Contender]] = {}
     for contender in contenders:
+        libraries.setdefault(contender.name, []).append(contender)
+    for name, settings in libraries.items():
+        workers = _started(setup, settings, clock, running, trial.absent)
+        times, ended = interleaved(workers, TRIAL_ROUNDS)
+        trial.absent |= ended
+        trial.setting_ms |= {label: timing.summary(samples) for label, samples in times.items()}
+        best = min(times, key=lambda label: statistics.median(times[label]), default=None)
+        for one in settings:
+            if one.label == best:
+                trial.chosen[name] = Ready(one, workers[best], workers[best].found)
+            elif one.label in workers:
+                workers[one.label].end()
+    return trial
+
+
+def _started(
+    setup: Setup,
+    contenders: Iterable[Contender],
+    clock: str,
+    running: ExitStack,
+    absent: dict[str, str],
+) -> dict[str, Worker]:
+    """By label those that run here, all of them right; why the others do not goes to ``absent``."""
+    workers = {}
+    for one in contenders:
+        arguments = {"setup": setup.as_json(), "contender": one.as_json(), "clock": clock}
         try:
-            call = contender.make(setup)
-        except ImportError as error:
-            absent[contender.label] = str(error)
+            own = running.enter_context(worker(calls.prepared, path=one.path, **arguments))
+        except Ended as error:
+            absent[one.label] = str(error)
             continue
-        error = agreement(call(x, t), expected)
-        if not error <= contender.tolerance:
-            raise Disagreement(
-                f"{contender.label}: relative error {error:.1e} against float64, more than "
-                f"{contender.tolerance:.0e}"
-            )
-        ready[contender.label] = Ready(contender, call, error)
-    return ready, absent
+        require_agreement(one, own.found)
+        workers[one.label] = own
+    return workers
 
 
-def agreement(output: Any, expected: Tensor) -> float:
-    """|output − expected| / |expected| in the Euclidean norm; infinite for another shape."""
-    numbers = output.numpy() if isinstance(output, Tensor) else output
-    given = torch.from_numpy(np.array(numbers, dtype=np.float64))
-    if given.shape != expected.shape:
-        return float("inf")
-    return float((given - expected).norm() / expected.norm())
+def require_agreement(contender: Contender, error: float) -> None:
+    """Raises Disagreement for a relative error above the contender's tolerance."""
+    if not error <= contender.tolerance:
+        raise Disagreement(
+            f"{contender.label}: relative error {error:.1e} against float64, more than "
+            f"{contender.tolerance:.0e}"
+        )
 
 
-def chains(ready: Mapping[str, Ready], setup: Setup) -> dict[str, Callable[[], object]]:
-    """Each as a call without arguments, at falling timesteps as a chain has them."""
-    unet, _ = fastddpm.from_pretrained(setup.folder)
-    x, _ = networks.inputs(unet, setup.batch)
-    times = [torch.full((setup.batch,), t) for t in reversed(range(STEPS))]
+def measured(setup: Setup, chosen: Mapping[str, Ready], peak: Turns, rounds: int) -> dict[str, Any]:
+    """Figures of every library, how many times faster ours are, and who ended before the last
+    round. Raises Ended if that is one of ours.
 
-    def chain(call: Call) -> Callable[[], object]:
-        falling = itertools.cycle(times)
-        return lambda: call(x, next(falling))
+    peak: turns of peak.prepared.
+    """
+    turns = {name: one.turns for name, one in chosen.items()}
+    times, ended = interleaved({**turns, PEAK: peak}, rounds)
+    ours = [name for name, one in chosen.items() if one.contender.is_ours]
+    require([*ours, PEAK], times, ended)
+    peaks = times.pop(PEAK)
+    flop = setup.batch * work.asked(fastddpm.from_pretrained(setup.folder)[0])
+    ceiling = timing.summary([one["flop_per_second"] for one in peaks])
+    return {
+        "flop": flop,
+        "peak_flop_per_second": ceiling,
+        "processor_share": timing.summary([one["processor_share"] for one in peaks]),
+        "absent": ended,
+        "contenders": {
+            name: {
+                "setting": chosen[name].contender.setting,
+                "relative_error": chosen[name].relative_error,
+                **speed(samples, setup.batch, flop, ceiling["median"]),
+            }
+            for name, samples in times.items()
+        },
+        **compared(times, ours),
+    }
 
-    return {name: chain(one.call) for name, one in ready.items()}
+
+def require(names: Iterable[str], present: Mapping[str, Any], absent: Mapping[str, str]) -> None:
+    """Raises Ended, with the reason, where one of the names is not present."""
+    for name in names:
+        if name not in present:
+            raise Ended(f"{name}: {absent.get(name, 'is absent')}")
 
 
 def speed(call_ms: list[float], batch: int, flop: int, peak: float) -> dict[str, Any]:

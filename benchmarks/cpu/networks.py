@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fastddpm
@@ -53,6 +54,23 @@ def inputs(unet: UNet, batch: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(SEED + 1)
     x = torch.randn(batch, config.in_channels, *config.size, generator=generator)
     return x, torch.full((batch,), 500)
+
+
+def write_expected(folder: Path, batch: int) -> None:
+    """Write the inputs of a batch and the network's exact output beside its weights."""
+    unet, _ = fastddpm.from_pretrained(folder)
+    x, t = inputs(unet, batch)
+    save_file({"x": x, "t": t, "y": exact(unet, x, t)}, _expected_file(folder, batch))
+
+
+def expected(folder: Path, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x [B, C, H, W], t [B] and y [B, C', H, W] (float64) as ``write_expected`` has left them."""
+    found = load_file(_expected_file(folder, batch))
+    return found["x"], found["t"], found["y"]
+
+
+def _expected_file(folder: Path, batch: int) -> Path:
+    return folder / f"expected_{batch}.safetensors"
 
 
 def exact(unet: UNet, x: Tensor, t: Tensor) -> Tensor:

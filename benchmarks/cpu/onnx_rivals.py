@@ -1,15 +1,18 @@
 """ONNX Runtime, OpenVINO and MNN, each on a network that torch has exported for one batch size.
 
-A package is imported where it is used: each of them is optional.
+A package is imported where it is used: each of them is optional. MNN's wheel has no AVX-512
+instructions. The variable MNN_AVX512 in the environment names a folder with another build of it
+(cmake -DMNN_AVX512=ON), which is then a rival of its own; the wheel still converts for both.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import warnings
-from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.cpu.contenders import SOURCES, Call, Contender, Setup, networks_of
 
+MNN_AVX512 = "MNN_AVX512"
 HINTS = ("LATENCY", "THROUGHPUT")
 # MNN's own command installs packages by itself; its function, in a process of its own, does not.
 MNN_CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv[1:])"
@@ -25,17 +29,34 @@ MNN_CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv[1:])"
 
 def contenders() -> list[Contender]:
     """Every setting of all three."""
+    paths = {"MNN": ""}
+    if other := mnn_avx512():
+        paths["MNN with AVX-512"] = other
     found = []
     for source in SOURCES:
         graph, given = f"graph of {source}", {"source": source}
-        found.append(
-            Contender("ONNX Runtime", graph, partial(onnx_runtime, **given), ("onnxruntime",))
-        )
+        found.append(Contender("ONNX Runtime", graph, onnx_runtime, given, ("onnxruntime",)))
         for hint in HINTS:
-            make = partial(openvino, **given, hint=hint)
-            found.append(Contender("OpenVINO", f"{graph}, {hint}", make, ("openvino",)))
-        found.append(Contender("MNN", f"{graph}, precision high", partial(mnn, **given), ("MNN",)))
+            options = {**given, "hint": hint}
+            found.append(
+                Contender("OpenVINO", f"{graph}, {hint}", openvino, options, ("openvino",))
+            )
+        found += [
+            Contender(name, f"{graph}, precision high", mnn, given, ("MNN",), path=path)
+            for name, path in paths.items()
+        ]
     return found
+
+
+def mnn_avx512() -> str:
+    """The folder of MNN's other build; empty without one."""
+    return os.environ.get(MNN_AVX512, "")
+
+
+def mnn_avx512_version() -> str | None:
+    """Of MNN's other build."""
+    paths = [path for path in (mnn_avx512(),) if path]
+    return next((one.version for one in metadata.distributions(name="MNN", path=paths)), None)
 
 
 def exported(setup: Setup, source: str) -> Path:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.cpu.worker import Prepared
+
 SOURCE = Path(__file__).with_name("peak.cpp")
 # Compiler flags and bytes of a vector, for each instruction set of the library.
 FLAGS = {
@@ -57,3 +59,14 @@ def built(folder: Path, isa: str, threads: int) -> Callable[[], Peak]:
         return Peak(*found)
 
     return measure
+
+
+def prepared(folder: str, isa: str, threads: int) -> Prepared:
+    """For a worker: turns of one measurement, after one that wakes the machine."""
+    measure = built(Path(folder), isa, threads)
+
+    def turn() -> dict[str, float]:
+        measure()
+        return measure()._asdict()
+
+    return None, turn

@@ -2,6 +2,7 @@
 
     asked     a convolution 2 B H W C' C k², a linear layer 2 B N C' C, attention 4 B N² C FLOP
     executed  the same, but Winograd's F(4×4, 3×3) does 36 products for 4×4 outputs instead of 144
+    moved     bytes of maps and weights, each read or written once
 
 A multiply-add counts as two; additions around the products (transforms, norms) count as nothing.
 """
@@ -20,11 +21,14 @@ from fastddpm.ops.program_abi import (
     Convolution,
     Input,
     Norm,
+    Packing,
     Pointwise,
+    Resample,
     Statistics,
 )
 
 TILE, PRODUCTS = 4, 36
+READ_PER_PIXEL = {Resample.NONE: 1, Resample.HALVE: 4, Resample.DOUBLE: 0.25}
 
 
 def asked(unet: UNet) -> int:
@@ -52,6 +56,36 @@ def flop(arguments: Arguments) -> int:
         width = arguments.heads * arguments.head_dim
         return int(4 * arguments.batch * arguments.tokens**2 * width)
     return 0
+
+
+def bytes_moved(arguments: Arguments) -> int:
+    """The least that a convolution, a pointwise instruction or attention moves: what it reads of
+    maps and weights and what it writes, each once. Of others 0: they are not counted."""
+    if isinstance(arguments, Attention):
+        return 16 * arguments.batch * arguments.tokens * arguments.heads * arguments.head_dim
+    if not isinstance(arguments, (Conv3x3, Convolution, Pointwise)):
+        return 0
+    x, y = arguments.x, arguments.y
+    written = arguments.batch * arguments.height * arguments.width
+    read = written
+    if isinstance(arguments, Convolution):
+        read = arguments.batch * arguments.input_height * arguments.input_width
+    elif isinstance(arguments, Conv3x3) and arguments.doubled:
+        read //= 4
+    elif isinstance(arguments, Pointwise):
+        read = int(read * READ_PER_PIXEL[arguments.resample])
+    maps = read * channels(x) + written * y.channels * (2 if y.residual else 1)
+    return int(4 * maps + _weight_bytes(arguments))
+
+
+def _weight_bytes(arguments: Conv3x3 | Convolution | Pointwise) -> int:
+    if isinstance(arguments, Pointwise):
+        return 0
+    taps = 9 if isinstance(arguments, Conv3x3) else arguments.kernel**2
+    if arguments.packing == Packing.TRANSFORMED:
+        taps = PRODUCTS
+    size = 2 if arguments.packing == Packing.FLOAT16 else 4
+    return int(size * taps * channels(arguments.x) * arguments.y.channels)
 
 
 def described(arguments: Arguments) -> str:

@@ -13,7 +13,11 @@ from fastddpm.ops.program_abi import ALIGN_BYTES
 
 def zeros(count: int) -> Tensor:
     """``count`` zero bytes, uint8 [count]; they take up room when they are first written."""
-    pages = mmap.mmap(-1, max(count, mmap.PAGESIZE))
+    # Python maps shared memory by default, which Linux gives no huge pages.
+    own: dict[str, int] = {}
+    if hasattr(mmap, "MAP_PRIVATE"):
+        own["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    pages = mmap.mmap(-1, max(count, mmap.PAGESIZE), **own)
     # Only Linux has the advice; where huge pages are switched off it is refused.
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):

@@ -1,0 +1,130 @@
+"""Turns in processes of their own, of which one at a time runs.
+
+    answer = worker.turn()      SIGCONT, the turn, its answer, SIGSTOP
+
+A library's threads go on spinning after its call: with as many threads as cores, they take the
+core that the next contender's threads need. A stopped process takes nothing. Linux.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any, Protocol
+
+from benchmarks import report
+from benchmarks.cpu.worker import Prepared, name_of
+
+# Of what a worker has printed before it failed, so many lines are kept.
+LAST_LINES = 5
+
+
+class Ended(RuntimeError):
+    """A worker's process has ended instead of answering; the message says how."""
+
+
+class Turns(Protocol):
+    """What takes turns."""
+
+    def turn(self) -> Any: ...
+
+
+class Worker:
+    """A prepared worker, stopped but for its turns.
+
+    found: what preparing has found.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+        self._process, self._log = process, log
+        self.found = self._answer()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def turn(self) -> Any:
+        """Let it take its turn; its answer. Raises Ended if there is none."""
+        assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            self._process.stdin.write(b"turn\n")
+        except BrokenPipeError as error:
+            raise self._ended() from error
+        return self._answer()
+
+    def end(self) -> None:
+        """End it now, with all that it holds."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> Any:
+        """The next answer; the process is stopped then."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise self._ended()
+        self._process.send_signal(signal.SIGSTOP)
+        # All of its threads have stopped, or it has ended, which the next turn will find.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        return json.loads(line)
+
+    def _ended(self) -> Ended:
+        code = self._process.wait()
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").splitlines()
+        return Ended("\n".join([how, *lines[-LAST_LINES:]]))
+
+
+@contextmanager
+def worker(prepare: Callable[..., Prepared], path: str = "", **arguments: Any) -> Iterator[Worker]:
+    """A worker that has run prepare(**arguments), until the context ends.
+
+    prepare: a function that a worker can import. arguments: what JSON can hold.
+    path:    folders that come first where the worker imports from.
+    Raises Ended if it fails.
+    """
+    command = [sys.executable, "-m", "benchmarks.cpu.worker", name_of(prepare)]
+    command += [json.dumps(arguments), str(os.getpid())]
+    paths = os.pathsep.join(part for part in (path, os.environ.get("PYTHONPATH", "")) if part)
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            bufsize=0,
+            cwd=report.REPOSITORY,
+            env=os.environ | {"PYTHONPATH": paths},
+        ) as process,
+    ):
+        try:
+            yield Worker(process, log)
+        finally:
+            # Also of a process that is stopped.
+            process.kill()
+
+
+def interleaved(
+    workers: Mapping[str, Turns], rounds: int
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """The answers of each, one a round, every round in order: A B A B ...; and of those that ended
+    before the last round, how, instead of answers."""
+    answers: dict[str, list[Any]] = {name: [] for name in workers}
+    ended: dict[str, str] = {}
+    for _ in range(rounds):
+        for name in list(answers):
+            try:
+                answers[name].append(workers[name].turn())
+            except Ended as error:
+                ended[name] = str(error)
+                del answers[name]
+    return answers, ended
