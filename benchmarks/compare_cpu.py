@@ -9,7 +9,8 @@ For each network and batch, in a process of its own:
     memory   at the largest batch
 
 Each contender has a process of its own, which is stopped outside of its turns: threads that spin
-after a call would take the cores of the next (benchmarks/cpu/turns.py).
+after a call would take the cores of the next (benchmarks/cpu/turns.py). A turn counts if the
+machine's peak was all there before and after it (benchmarks/cpu/steady.py).
 
 Run: python -m benchmarks.compare_cpu [--networks cifar10,mnist] [--batch 1,4,16] [--threads N]
 Writes benchmarks/results/cpu_<instruction set>.json. Rivals come with `pip install -e '.[bench]'`;
@@ -25,7 +26,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from benchmarks.cpu import (
     program,
 )
 from benchmarks.cpu.contenders import OURS, Contender, Setup
+from benchmarks.cpu.steady import Steady
 from benchmarks.cpu.turns import Ended, worker
 from benchmarks.profile_cpu import profiled
 
@@ -63,31 +65,32 @@ def measured(given: argparse.Namespace, name: str, batch: int) -> Iterator[tuple
         setup = Setup(Path(temporary) / "network", batch, given.threads)
         networks.write(name, setup.folder)
         networks.write_expected(setup.folder, batch)
-        with ExitStack() as running:
-            asked = [one for one in contenders.all_contenders() if _wanted(one.name, given)]
-            trial = measure.best_settings(setup, asked, given.clock, running)
+        asked = [one for one in contenders.all_contenders() if _wanted(one.name, given)]
+        with _steady(setup) as steady, ExitStack() as running:
+            trial = measure.best_settings(setup, asked, given.clock, running, steady)
             yield "absent", trial.absent
             yield "settings_ms", trial.setting_ms
             measure.require([OURS], trial.chosen, {OURS: str(trial.absent)})
-            found = _calls(given, setup, trial.chosen, running)
+            found = measure.measured(setup, trial.chosen, steady, given.rounds)
         yield "calls", found
         print(table(f"{name}, batch {batch}", found), flush=True)
         ours = trial.chosen[OURS].contender
         best = found["best_rival"]
         drawn = [ours, *([] if best is None else [trial.chosen[best].contender])]
-        yield "chain", chain.measured(setup, drawn, given.steps, given.chain_rounds, given.clock)
+        with _steady(setup) as steady:
+            rounds = given.steps, given.chain_rounds, given.clock
+            yield "chain", chain.measured(setup, drawn, *rounds, steady)
         ceiling = found["peak_flop_per_second"]["median"]
         yield "program", _program(setup, ours, given.rounds, ceiling)
         if batch == MEMORY_BATCH:
             yield "memory", _memory(setup, asked, trial.setting_ms)
 
 
-def _calls(
-    given: argparse.Namespace, setup: Setup, chosen: dict[str, measure.Ready], running: ExitStack
-) -> dict[str, Any]:
+@contextmanager
+def _steady(setup: Setup) -> Iterator[Steady]:
     folder, isa = str(setup.folder), machine.isa()
-    ceiling = worker(peak.prepared, folder=folder, isa=isa, threads=setup.threads)
-    return measure.measured(setup, chosen, running.enter_context(ceiling), given.rounds)
+    with worker(peak.prepared, folder=folder, isa=isa, threads=setup.threads) as looks:
+        yield Steady(looks)
 
 
 def _program(setup: Setup, ours: Contender, rounds: int, ceiling: float) -> dict[str, Any]:
@@ -124,9 +127,9 @@ def table(title: str, calls: dict[str, Any]) -> str:
         cells += [f"{found['effective_share_of_peak']:.0%}", f"{found['relative_error']:.1e}"]
         cells.append(f"{ratios[name]['median']:.2f}" if name in ratios else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    share = calls["processor_share"]["median"]
-    if share < 0.95:
-        lines.append(f"\nThe machine is busy: a thread had a processor {share:.0%} of the time.")
+    disturbed = sum(found["disturbed_turns"] for found in calls["contenders"].values())
+    if disturbed:
+        lines.append(f"\nThe machine was busy: {disturbed} turns never had all of it.")
     return "\n".join(lines) + "\n"
 
 

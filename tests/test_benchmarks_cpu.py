@@ -36,6 +36,7 @@ from benchmarks.cpu import (
     work,
 )
 from benchmarks.cpu.contenders import Contender, Setup
+from benchmarks.cpu.steady import Steady
 from benchmarks.cpu.turns import Ended
 from fastddpm import UNet, UNetConfig
 from fastddpm.ops.program_abi import (
@@ -50,7 +51,7 @@ from fastddpm.ops.program_abi import (
     Resample,
 )
 
-PEAK = peak.Peak(1e9, 0.5)._asdict()
+PEAK = peak.Peak(1e9, 1.0)._asdict()
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,11 @@ class Fixed:
         self.has_ended = True
 
 
+def steady() -> Steady:
+    """A machine that always gives all it has."""
+    return Steady(Fixed(PEAK))
+
+
 def ready(name: str, milliseconds: float) -> measure.Ready:
     return measure.Ready(contender(name), Fixed(milliseconds), 0.0)
 
@@ -150,7 +156,7 @@ def test_agreement() -> None:
 def test_a_wrong_output_is_refused(small: Setup, factor: float) -> None:
     given = [contender("a"), contender("b", factor=factor)]
     with ExitStack() as running, pytest.raises(measure.Disagreement, match=r"b \(a setting\): rel"):
-        measure.best_settings(small, given, "wall", running)
+        measure.best_settings(small, given, "wall", running, steady())
 
 
 def test_a_tolerance_is_the_contenders_own(small: Setup) -> None:
@@ -166,7 +172,7 @@ def test_who_is_absent_is_named_with_the_reason(small: Setup) -> None:
     """One runs, one is not installed, one is right and then crashes."""
     given = [contender("a"), contender("b", fakes.missing), contender("c", fakes.crashing)]
     with ExitStack() as running:
-        trial = measure.best_settings(small, given, "wall", running)
+        trial = measure.best_settings(small, given, "wall", running, steady())
     assert list(trial.chosen) == ["a"] and list(trial.setting_ms) == ["a (a setting)"]
     assert list(trial.absent) == ["b (a setting)", "c (a setting)"]
     assert trial.absent["b (a setting)"] == "exit code 1\nNo module named 'rival'"
@@ -223,7 +229,7 @@ def test_the_fastest_setting_of_each_library_goes_on(
         return {one.label: workers[one.label] for one in asked}
 
     monkeypatch.setattr(measure, "_started", started)
-    trial = measure.best_settings(small, given, "wall", ExitStack())
+    trial = measure.best_settings(small, given, "wall", ExitStack(), steady())
     chosen = {name: one.contender.setting for name, one in trial.chosen.items()}
     assert chosen == {"a": "fast", "b": "only"}
     assert trial.setting_ms["a (slow)"]["median"] == 5 and len(trial.setting_ms) == 3
@@ -237,7 +243,7 @@ def test_figures(small: Setup) -> None:
         "fast": ready("fast", 3.0),
         "gone": measure.Ready(contender("gone"), Fixed(Ended("SIGSEGV")), 0.0),
     }
-    found = measure.measured(small, chosen, Fixed(PEAK), 3)
+    found = measure.measured(small, chosen, steady(), 3)
     assert json.loads(json.dumps(found)) == found
     assert found["best_rival"] == "fast" and found["absent"] == {"gone": "SIGSEGV"}
     faster = found["times_faster_than"][contenders.OURS]
@@ -249,13 +255,18 @@ def test_figures(small: Setup) -> None:
     assert own["effective_share_of_peak"] == pytest.approx(flop / 2e-3 / 1e9)
     assert own["images_per_second"] == pytest.approx(1500)
     said = compare_cpu.table("small, batch 3", found)
-    assert "| slow | 8.00 |" in said and "a thread had a processor 50% of the time" in said
+    assert "| slow | 8.00 |" in said and "busy" not in said
+    busy = Steady(Fixed(PEAK | {"processor_share": 0.5}))
+    found = measure.measured(small, chosen, busy, 3)
+    assert found["contenders"]["slow"]["disturbed_turns"] == 3
+    said = compare_cpu.table("small, batch 3", found)
+    assert "busy: 9 turns never had all of it" in said
 
 
 def test_an_end_of_ours_is_an_error(small: Setup) -> None:
     own = measure.Ready(contender(contenders.OURS), Fixed(Ended("SIGSEGV")), 0.0)
     with pytest.raises(Ended, match="fastddpm: SIGSEGV"):
-        measure.measured(small, {contenders.OURS: own}, Fixed(PEAK), 1)
+        measure.measured(small, {contenders.OURS: own}, steady(), 1)
 
 
 def test_nobody_to_compare_with() -> None:
@@ -387,7 +398,7 @@ def test_chains_of_ours_and_diffusers_are_the_same_loop(small: Setup) -> None:
 def test_chains_take_turns(small: Setup) -> None:
     ours = contenders.all_contenders()[0]
     found = chain.measured(
-        small, [ours, contender("rival"), contender("c", fakes.crashing)], 2, 1, "wall"
+        small, [ours, contender("rival"), contender("c", fakes.crashing)], 2, 1, "wall", steady()
     )
     assert list(found["step_ms"]) == [contenders.OURS, "rival"]
     assert list(found["times_faster_than"]) == ["rival"] and list(found["absent"]) == ["c"]

@@ -17,7 +17,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import fake_contenders as fakes
 
-from benchmarks.cpu.turns import Ended, Worker, interleaved, worker
+from benchmarks.cpu.steady import Steady
+from benchmarks.cpu.turns import TRIES, Ended, Worker, interleaved, worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stops processes as Linux does")
 
@@ -77,9 +78,50 @@ def test_turns_are_interleaved() -> None:
         worker(fakes.counting, path=fakes.FOLDER, start=0) as a,
         worker(fakes.counting, path=fakes.FOLDER, start=10) as b,
     ):
-        answers, ended = interleaved({"a": Noted("a", a), "b": Noted("b", b)}, 3)
+        answers, ended, _ = interleaved({"a": Noted("a", a), "b": Noted("b", b)}, 3)
     assert answers == {"a": [0, 1, 2], "b": [10, 11, 12]} and not ended
     assert order == ["a", "b"] * 3
+
+
+class Counted:
+    """Turns without a process: 0, 1, 2, ..."""
+
+    def __init__(self) -> None:
+        self.count = -1
+
+    def turn(self) -> int:
+        self.count += 1
+        return self.count
+
+
+def test_a_turn_counts_if_the_machine_was_steady_before_and_after() -> None:
+    # Before the first turn and after each.
+    looks = iter([True, True, False, True, True, True])
+    found = interleaved({"a": Counted(), "b": Counted()}, 2, lambda: next(looks, True))
+    # b's first turn has a no after it, its second a no before it.
+    assert found.answers == {"a": [0, 1], "b": [2, 3]}
+    assert found.disturbed == {"a": 0, "b": 0}
+
+
+def test_a_machine_that_is_never_steady_is_told() -> None:
+    one = Counted()
+    found = interleaved({"a": one}, 2, lambda: False)
+    assert found.answers == {"a": [TRIES - 1, 2 * TRIES - 1]} and found.disturbed == {"a": 2}
+
+
+def test_steady_is_the_best_rate_of_a_processor_all_the_time() -> None:
+    found = [(100.0, 1.0), (50.0, 1.0), (96.0, 0.5), (95.0, 1.0), (200.0, 1.0), (95.0, 1.0)]
+    peaks = iter([{"flop_per_second": rate, "processor_share": share} for rate, share in found])
+
+    class Peaks:
+        def turn(self) -> dict[str, float]:
+            return next(peaks)
+
+    steady = Steady(Peaks())
+    assert [steady() for _ in found] == [True, False, False, True, True, False]
+    figures = steady.figures()
+    assert figures["looks"] == 6 and figures["looks_at_the_whole_machine"] == 1
+    assert figures["peak_flop_per_second"]["median"] == 200
 
 
 def test_a_worker_that_ends_is_left_out_and_the_others_go_on() -> None:
@@ -87,7 +129,7 @@ def test_a_worker_that_ends_is_left_out_and_the_others_go_on() -> None:
         worker(fakes.ending, path=fakes.FOLDER, turns=1, code=3) as a,
         worker(fakes.counting, path=fakes.FOLDER, start=0) as b,
     ):
-        answers, ended = interleaved({"a": a, "b": b}, 3)
+        answers, ended, _ = interleaved({"a": a, "b": b}, 3)
         assert answers == {"b": [0, 1, 2]}
         assert ended == {"a": "exit code 3\na line\nthe last line"}
         # Nobody is there to be told.

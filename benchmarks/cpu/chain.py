@@ -24,7 +24,12 @@ from fastddpm import timesteps
 
 
 def measured(
-    setup: Setup, contenders: list[Contender], steps: int, rounds: int, clock: str
+    setup: Setup,
+    contenders: list[Contender],
+    steps: int,
+    rounds: int,
+    clock: str,
+    steady: Callable[[], bool],
 ) -> dict[str, Any]:
     """Milliseconds a step of each contender's chain, by library; see ``figures``."""
     with ExitStack() as running:
@@ -33,8 +38,8 @@ def measured(
             arguments = {"setup": setup.as_json(), "contender": one.as_json()}
             process = worker(prepared, path=one.path, **arguments, steps=steps, clock=clock)
             workers[one.name] = running.enter_context(process)
-        times, ended = interleaved(workers, rounds)
-    return figures(times, steps) | {"absent": ended}
+        times, ended, disturbed = interleaved(workers, rounds, steady)
+    return figures(times, steps) | {"absent": ended, "disturbed_turns": disturbed}
 
 
 def figures(times: Mapping[str, list[float]], steps: int) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
     check    the output of every setting, before anything is timed
     trial    a few rounds of a library's settings; its fastest goes on
-    rounds   A B A B ...: those that went on and the machine's peak take turns
+    rounds   A B A B ...: those that went on take turns
 
-Each setting is a worker (turns.py). What is reported are the times of the rounds alone: a setting
-that was lucky in the trial gains nothing by it.
+Each setting is a worker (turns.py), and a turn counts if it had the whole machine (steady.py). What
+is reported are the times of the rounds alone: a setting that was lucky in the trial gains nothing
+by it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import fastddpm
 from benchmarks import timing
 from benchmarks.cpu import calls, work
 from benchmarks.cpu.contenders import Contender, Setup
+from benchmarks.cpu.steady import Steady
 from benchmarks.cpu.turns import Ended, Turns, Worker, interleaved, worker
 
 TRIAL_ROUNDS = 3
-PEAK = "peak"
 
 
 class Disagreement(RuntimeError):
@@ -50,7 +51,7 @@ class Trial:
 
 
 def best_settings(
-    setup: Setup, contenders: Iterable[Contender], clock: str, running: ExitStack
+    setup: Setup, contenders: Iterable[Contender], clock: str, running: ExitStack, steady: Steady
 ) -> Trial:
     """Try one library's settings after the other's. Their workers end with ``running``; those that
     are not chosen end here, as they would hold the memory of all settings of all libraries.
@@ -63,7 +64,7 @@ def best_settings(
         libraries.setdefault(contender.name, []).append(contender)
     for name, settings in libraries.items():
         workers = _started(setup, settings, clock, running, trial.absent)
-        times, ended = interleaved(workers, TRIAL_ROUNDS)
+        times, ended, _ = interleaved(workers, TRIAL_ROUNDS, steady)
         trial.absent |= ended
         trial.setting_ms |= {label: timing.summary(samples) for label, samples in times.items()}
         best = min(times, key=lambda label: statistics.median(times[label]), default=None)
@@ -105,29 +106,28 @@ def require_agreement(contender: Contender, error: float) -> None:
         )
 
 
-def measured(setup: Setup, chosen: Mapping[str, Ready], peak: Turns, rounds: int) -> dict[str, Any]:
+def measured(
+    setup: Setup, chosen: Mapping[str, Ready], steady: Steady, rounds: int
+) -> dict[str, Any]:
     """Figures of every library, how many times faster ours are, and who ended before the last
-    round. Raises Ended if that is one of ours.
-
-    peak: turns of peak.prepared.
-    """
+    round. Raises Ended if that is one of ours."""
     turns = {name: one.turns for name, one in chosen.items()}
-    times, ended = interleaved({**turns, PEAK: peak}, rounds)
+    times, ended, disturbed = interleaved(turns, rounds, steady)
     ours = [name for name, one in chosen.items() if one.contender.is_ours]
-    require([*ours, PEAK], times, ended)
-    peaks = times.pop(PEAK)
+    require(ours, times, ended)
     flop = setup.batch * work.asked(fastddpm.from_pretrained(setup.folder)[0])
-    ceiling = timing.summary([one["flop_per_second"] for one in peaks])
+    machine = steady.figures()
+    ceiling = machine["peak_flop_per_second"]["median"]
     return {
         "flop": flop,
-        "peak_flop_per_second": ceiling,
-        "processor_share": timing.summary([one["processor_share"] for one in peaks]),
+        **machine,
         "absent": ended,
         "contenders": {
             name: {
                 "setting": chosen[name].contender.setting,
                 "relative_error": chosen[name].relative_error,
-                **speed(samples, setup.batch, flop, ceiling["median"]),
+                "disturbed_turns": disturbed[name],
+                **speed(samples, setup.batch, flop, ceiling),
             }
             for name, samples in times.items()
         },

@@ -24,6 +24,8 @@ FLAGS = {
     "neon": ((), 16),
 }
 SECONDS = 0.1
+# In a turn: less than that in which a machine changes.
+TURN_SECONDS = 0.03
 
 
 class Peak(NamedTuple):
@@ -34,8 +36,8 @@ class Peak(NamedTuple):
     processor_share: float
 
 
-def built(folder: Path, isa: str, threads: int) -> Callable[[], Peak]:
-    """A function that measures once.
+def built(folder: Path, isa: str, threads: int, seconds: float = SECONDS) -> Callable[[], Peak]:
+    """A function that measures once, for so many seconds.
 
     isa: the instruction set that the engine uses. Raises RuntimeError without a C++ compiler.
     """
@@ -55,7 +57,7 @@ def built(folder: Path, isa: str, threads: int) -> Callable[[], Peak]:
     found = (ctypes.c_double * 2)()
 
     def measure() -> Peak:
-        function(ctypes.c_int(threads), ctypes.c_double(SECONDS), found)
+        function(ctypes.c_int(threads), ctypes.c_double(seconds), found)
         return Peak(*found)
 
     return measure
@@ -63,7 +65,7 @@ def built(folder: Path, isa: str, threads: int) -> Callable[[], Peak]:
 
 def prepared(folder: str, isa: str, threads: int) -> Prepared:
     """For a worker: turns of one measurement, after one that wakes the machine."""
-    measure = built(Path(folder), isa, threads)
+    measure = built(Path(folder), isa, threads, TURN_SECONDS)
 
     def turn() -> dict[str, float]:
         measure()

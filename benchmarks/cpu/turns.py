@@ -16,13 +16,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from benchmarks import report
 from benchmarks.cpu.worker import Prepared, name_of
 
 # Of what a worker has printed before it failed, so many lines are kept.
 LAST_LINES = 5
+# A turn is taken so often at most until the machine was steady meanwhile.
+TRIES = 12
 
 
 class Ended(RuntimeError):
@@ -113,18 +115,40 @@ def worker(prepare: Callable[..., Prepared], path: str = "", **arguments: Any) -
             process.kill()
 
 
+class Rounds(NamedTuple):
+    """What turns have given.
+
+    answers:   by name, one a round.
+    ended:     how those ended that did before the last round; they have no answers.
+    disturbed: by name, of how many answers the machine was never steady.
+    """
+
+    answers: dict[str, list[Any]]
+    ended: dict[str, str]
+    disturbed: dict[str, int]
+
+
 def interleaved(
-    workers: Mapping[str, Turns], rounds: int
-) -> tuple[dict[str, list[Any]], dict[str, str]]:
-    """The answers of each, one a round, every round in order: A B A B ...; and of those that ended
-    before the last round, how, instead of answers."""
-    answers: dict[str, list[Any]] = {name: [] for name in workers}
-    ended: dict[str, str] = {}
+    workers: Mapping[str, Turns], rounds: int, steady: Callable[[], bool] = lambda: True
+) -> Rounds:
+    """Let each take a turn in every round, in order: A B A B ...
+
+    steady: whether the machine is as it should be, asked before and after each turn. A turn with a
+            no is taken again, TRIES times at most.
+    """
+    found = Rounds({name: [] for name in workers}, {}, dict.fromkeys(workers, 0))
+    before = steady()
     for _ in range(rounds):
-        for name in list(answers):
+        for name in list(found.answers):
             try:
-                answers[name].append(workers[name].turn())
+                for _ in range(TRIES):
+                    answer, whole, before = workers[name].turn(), before, steady()
+                    if whole and before:
+                        break
+                else:
+                    found.disturbed[name] += 1
+                found.answers[name].append(answer)
             except Ended as error:
-                ended[name] = str(error)
-                del answers[name]
-    return answers, ended
+                found.ended[name] = str(error)
+                del found.answers[name], found.disturbed[name]
+    return found
