@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastddpm.checkpoint.conform import conform
 from fastddpm.diffusion import GaussianDiffusion
@@ -22,7 +23,11 @@ from fastddpm.schedule import NoiseSchedule
 
 OURS = "fastddpm"
 REFUSED = "fastddpm.from_pretrained only: "
-CLASSES = ("DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler")
+CLASSES = (
+    *("DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"),
+    # Of integrations/schedulers.py.
+    *("FastDDPMScheduler", "FastDDIMScheduler"),
+)
 SCHEDULES = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",
@@ -46,6 +51,7 @@ _NOT_THE_PROCESS = {
     "sample_max_value",
     "skip_prk_steps",
     "tensor_format",
+    "compatibility",
     "timestep_values",
 }
 
@@ -126,6 +132,18 @@ def read_scheduler(
         last_step_noise=exact.last_step_noise,
         timestep_scale=exact.timestep_scale,
     )
+
+
+def read_betas(values: Mapping[str, Any], source: str) -> Tensor:
+    """The betas alone, float64 [T], of a scheduler's config; the rest of it may be anything.
+
+    Raises ValueError as `read_scheduler` does.
+    """
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    known = {k: values[k] for k in (*names, "rescale_betas_zero_snr") if k in values}
+    if known.get("trained_betas") is not None:
+        known["trained_betas"] = [float(beta) for beta in known["trained_betas"]]
+    return _schedule(conform(SchedulerConfig, known, source), Exact(), source).betas
 
 
 def _schedule(config: SchedulerConfig, exact: Exact, source: str) -> NoiseSchedule:

@@ -5,7 +5,7 @@
     OpenAI UNetModel               likewise
     fastddpm.UNet                  itself
     any other (x, t) -> output     the model as it is, compiled and captured whole
-    diffusers DDPM/DDIMPipeline    the pipeline with its network accelerated
+    diffusers DDPM/DDIMPipeline    the pipeline with its network and its scheduler accelerated
 
 Called by itself the result answers as the model did. A Sampler made of it also runs the reverse
 step and its noise as one fused kernel, and the whole step in one captured graph.
@@ -63,7 +63,7 @@ def accelerate(
         return accelerate(model.source, engine, device, dtype, **options)
     if diffusers.is_pipeline(model):
         network = accelerate(model.unet, engine, device, dtype, **options)
-        return type(model)(unet=network, scheduler=model.scheduler)
+        return type(model)(unet=network, scheduler=diffusers.fast_scheduler(model.scheduler))
     kind, network = Accelerated, model
     if isinstance(model, nn.Module) and diffusers.is_diffusers_model(model):
         kind = diffusers.AcceleratedUNet2DModel

@@ -1,4 +1,8 @@
-"""diffusers' UNet2DModel, an instance in memory -> our U-Net, and a drop-in with its call."""
+"""diffusers' UNet2DModel, an instance in memory -> our U-Net, and drop-ins: for it, and schedulers.
+
+FastDDPMScheduler and FastDDIMScheduler derive from diffusers' classes, so they are made where
+diffusers is imported: in schedulers.py, when somebody asks for one.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,30 @@ from fastddpm.unet import UNet
 
 CLASS = "UNet2DModel"
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+SCHEDULERS = {"DDPMScheduler": "FastDDPMScheduler", "DDIMScheduler": "FastDDIMScheduler"}
+
+
+def __getattr__(name: str) -> Any:
+    """The schedulers, by name.
+
+    Raises ImportError without diffusers.
+    """
+    if name not in SCHEDULERS.values():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fastddpm.integrations import schedulers
+
+    return getattr(schedulers, name)
+
+
+def fast_scheduler(scheduler: Any) -> Any:
+    """A scheduler that steps as this one, faster; itself if it is not one of SCHEDULERS, or if its
+    betas are no longer those of its config."""
+    name = type(scheduler).__name__
+    if not (_is_of_diffusers(scheduler) and name in SCHEDULERS):
+        return scheduler
+    fast = __getattr__(SCHEDULERS[name]).from_config(scheduler.config)
+    same = torch.equal(fast.alphas_cumprod, scheduler.alphas_cumprod.cpu())
+    return fast if same else scheduler
 
 
 def is_diffusers_model(model: nn.Module) -> bool:

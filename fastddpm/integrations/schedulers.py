@@ -1,0 +1,390 @@
+"""FastDDPMScheduler and FastDDIMScheduler: diffusers' schedulers with another ``step``.
+
+They are diffusers' classes in all but the numbers of a step, which are computed once for every
+timestep, and how it runs: one pass over memory, nothing that waits for the device. The noise is
+diffusers' own, bit for bit, of any generator or list of generators.
+
+``compatibility="diffusers"`` (the default) keeps what diffusers computes; ``"exact"`` mends it.
+Each row is a test in tests/test_scheduler_quirks.py; T = 1000 linear betas.
+
+    diffusers                              what it does to the numbers              exact
+    float32 tables                         relative: 1-ᾱ 1.7e-4, β 5e-4; the        float64
+                                           mean's share of x_t 1.1e-4
+    noise where t > 0, also at the last    trailing, fixed_large: deviation .321,   none at the
+    step                                   .076, .044, .023, .015 left in the       last step
+                                           image after 10, 50, 100, 250, 500
+                                           steps; fixed_small 1e-10
+    fixed_large_log: √(log β)              NaN                                      √β
+    fixed_small_log: _get_variance is σ    none: step does not take the root        the same
+    learned: the output is σ²              output .5: σ .71; output -1: NaN         its logarithm:
+                                                                                    1.28; .61
+    DDIM goes to t - ⌊T/n⌋, not to the     trailing, 7 steps: 999 -> 857 for 856;   the list's next
+    list's next                            linspace, 300: √ᾱ' off by up to 1.9e-3
+    DDIM keeps ε where x_0 was bounded     first of 50 steps, ε and x_t normal:     ε of the
+                                           x' off by its own size                   bounded x_0
+    trailing lists t = -1 at the end       62 of the n up to 1000 (61, 103, ...):   n timesteps
+                                           a step of ᾱ_999; IndexError here
+    add_noise rounds ᾱ to the sample's     float16: deviation 0 at t = 0, not .01   rounds last
+    dtype
+    ᾱ = 0 with epsilon: divides by 0       x_0 is ± its bound                       ValueError
+    a threshold's rank in float32          1.2e-4 of an element among 3072          float64
+
+An argument given to DDIM's step as True or False is obeyed by both. Not kept: the rounding of every
+single operation (in half precision the result is rounded once), and a move of ``alphas_cumprod``
+to the device of what it was used with.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from fastddpm.checkpoint.schedulers import read_betas
+from fastddpm.integrations.affine_step import FIXED, GIVEN, LEARNED, LEARNED_RANGE, AffineStep
+from fastddpm.integrations.step_rows import ancestral_rows, ddim_rows
+from fastddpm.integrations.threshold import Threshold
+from fastddpm.integrations.visited import END, UNLISTED, Visited
+
+COMPATIBILITIES = ("diffusers", "exact")
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+_LEARNED = {"learned": GIVEN, "learned_range": LEARNED_RANGE}
+_MENDED = {"fixed_small_log": "fixed_small", "fixed_large_log": "fixed_large"}
+
+# The attributes that a step depends on, as diffusers reads them in every step.
+_FOLLOWED = (
+    "_internal_dict",
+    "timesteps",
+    "num_inference_steps",
+    "custom_timesteps",
+    "alphas_cumprod",
+    "final_alpha_cumprod",
+    "variance_type",
+)
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def with_compatibility(init: Callable[..., None]) -> Callable[..., None]:
+    """A scheduler's constructor with one keyword more, kept in its config like the others."""
+
+    @functools.wraps(init)
+    def extended(self: Any, *arguments: Any, **settings: Any) -> None:
+        chosen = {k: settings.pop(k) for k in ("compatibility",) if k in settings}
+        compatibility = chosen.get("compatibility", "diffusers")
+        if compatibility not in COMPATIBILITIES:
+            raise ValueError(
+                f"expected a compatibility in {COMPATIBILITIES}, got {compatibility!r}"
+            )
+        init(self, *arguments, **settings)
+        if not chosen:
+            # As diffusers marks a default, so that another class made of this config leaves it out.
+            defaults = [*self.config.get("_use_default_values", ()), "compatibility"]
+            chosen = {"_use_default_values": defaults}
+        self.register_to_config(**chosen | {"compatibility": compatibility})
+        self._begin()
+
+    signature = inspect.signature(init)
+    keyword = inspect.Parameter(
+        "compatibility", inspect.Parameter.KEYWORD_ONLY, default="diffusers", annotation=str
+    )
+    parameters = [*signature.parameters.values(), keyword]
+    extended.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return extended
+
+
+class _Fast:
+    """What the two have in common: tables that follow the scheduler's attributes."""
+
+    config: Any
+    _internal_dict: Any
+    betas: Tensor
+    alphas: Tensor
+    alphas_cumprod: Tensor
+    timesteps: Tensor
+    num_inference_steps: int | None
+
+    def _begin(self) -> None:
+        """Attributes in float64 if they are to be exact, and nothing made of them yet."""
+        if self._exact:
+            self.betas = read_betas(self.config, type(self).__name__)
+            self.alphas = 1 - self.betas
+            self.alphas_cumprod = self.alphas.cumprod(0)
+        self._made: tuple[tuple[Any, ...], Any] = ((), None)
+        self._levels_made: tuple[Tensor | None, dict[Any, tuple[Tensor, Tensor]]] = (None, {})
+        self._visited = Visited(self.timesteps)
+
+    @property
+    def _exact(self) -> bool:
+        return bool(self.config.compatibility == "exact")
+
+    # ---- timesteps
+
+    def _visit(self, device: str | torch.device | None) -> None:
+        """Note the timesteps that were set while they are on the host, then move them."""
+        listed = self.timesteps.tolist()
+        self.timesteps = self.timesteps.to(device)
+        self._visited = Visited(self.timesteps, listed)
+
+    def _visits(self) -> Visited:
+        """The list of timesteps, also if somebody has given another."""
+        if self._visited.timesteps is not self.timesteps:
+            self._visited = Visited(self.timesteps)
+        return self._visited
+
+    def _current(self) -> Any:
+        """What is made of the attributes as they are now."""
+        attributes = self.__dict__
+        key = tuple(attributes.get(name) for name in _FOLLOWED)
+        made, value = self._made
+        if len(made) != len(key) or any(a is not b for a, b in zip(made, key, strict=True)):
+            # Made in inference mode it could not be used where gradients are.
+            with torch.inference_mode(False):
+                value = self._make()
+            self._made = (key, value)
+        return value
+
+    def _make(self) -> Any:
+        raise NotImplementedError
+
+    def _bounds(self) -> dict[str, Any]:
+        """How x_0 is bounded."""
+        config = self.config
+        if config.prediction_type not in PREDICTIONS:
+            raise ValueError(
+                f"prediction_type given as {config.prediction_type} must be one of `epsilon`, "
+                f"`sample` or `v_prediction` for the {type(self).__name__}."
+            )
+        if config.thresholding:
+            settings = (config.dynamic_thresholding_ratio, config.sample_max_value)
+            return {"threshold": Threshold(*settings, rounded_rank=not self._exact)}
+        return {"clip": config.clip_sample_range if config.clip_sample else None}
+
+    def _levels_at(self, after: list[int], final: Tensor) -> tuple[Tensor, Tensor]:
+        """ᾱ [T], and ᾱ at the timestep that follows each: ``final`` at the end, NaN if unlisted.
+
+        Raises ValueError for ε at ᾱ = 0, which says nothing of x_0, if tables are to be exact.
+        """
+        now, following = self.alphas_cumprod.cpu(), torch.tensor(after)
+        then = now[following.clamp(min=0)]
+        then = then.where(following != END, final.cpu().to(now.dtype))
+        then = then.where(following != UNLISTED, torch.nan)
+        blind = (now == 0) & (following != UNLISTED)
+        if self._exact and self.config.prediction_type == "epsilon" and blind.any():
+            raise ValueError(
+                "expected prediction_type sample or v_prediction with zero terminal SNR: "
+                f"at timestep {int(blind.nonzero()[0])} epsilon says nothing of x_0"
+            )
+        return now, then
+
+    # ---- noise to a level
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """√ᾱ x_0 + √(1-ᾱ) noise, ᾱ of each sample's timestep."""
+        signal, spread = self._levels(original_samples, timesteps)
+        return signal * original_samples + spread * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = √ᾱ noise - √(1-ᾱ) x_0."""
+        signal, spread = self._levels(sample, timesteps)
+        return signal * noise - spread * sample
+
+    def _levels(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        if self._levels_made[0] is not self.alphas_cumprod:
+            self._levels_made = (self.alphas_cumprod, {})
+        key, made = (like.device, like.dtype), self._levels_made[1]
+        if key not in made:
+            with torch.inference_mode(False):
+                alphas_cumprod = self.alphas_cumprod.to(like.device)
+                if not self._exact:
+                    alphas_cumprod = alphas_cumprod.to(like.dtype)
+                pair = alphas_cumprod**0.5, (1 - alphas_cumprod) ** 0.5
+                made[key] = pair[0].to(like.dtype), pair[1].to(like.dtype)
+        t = timesteps.to(like.device)
+        signal, spread = (level[t].reshape(-1, *[1] * (like.ndim - 1)) for level in made[key])
+        return signal, spread
+
+
+class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
+    """DDPMScheduler, its arguments and ``compatibility``: "diffusers" or "exact", see above."""
+
+    __init__ = with_compatibility(DDPMScheduler.__init__)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """A chain of that many steps, or through the descending timesteps given."""
+        super().set_timesteps(num_inference_steps, None, timesteps)
+        if self._exact and timesteps is None:
+            self.timesteps = self.timesteps[:num_inference_steps]
+        self._visit(device)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
+        """x_{t-1} and x_0 from the network's output at x_t.
+
+        Args:
+            model_output: floating [B, C, *spatial], or [B, 2C, *spatial] if the variance is
+                learned.
+            timestep: t. A device tensor that is not an element of ``timesteps`` is never read: the
+                noise is drawn at t = 0 too, where it is not added.
+            sample: x_t, floating [B, C, *spatial].
+            generator: of the noise, or one for each sample.
+            return_dict: a DDPMSchedulerOutput, else a tuple of its two tensors.
+
+        Raises:
+            IndexError: a timestep that the chain does not visit (NaN, if only the device knows).
+            ValueError: an unknown prediction_type, a learned variance that the output lacks.
+        """
+        affine, after, noisy = self._current()
+        t = self._visits().number(timestep)
+        row = _row(timestep, t, after)
+        noise = None
+        if t is None or noisy[t]:
+            doubled = affine.variance != FIXED and model_output.shape[1] == 2 * sample.shape[1]
+            shape = (len(model_output), *sample.shape[1:]) if doubled else model_output.shape
+            noise = _drawn(shape, model_output, generator)
+        x_prev, x_0 = affine(sample, model_output, row, noise)
+        if not return_dict:
+            return x_prev, x_0
+        return DDPMSchedulerOutput(prev_sample=x_prev, pred_original_sample=x_0)
+
+    def _make(self) -> tuple[AffineStep, list[int], list[bool]]:
+        """The step, what follows each timestep, and whether noise is added there."""
+        T, variance = len(self.alphas_cumprod), self.variance_type
+        if self.custom_timesteps or self.num_inference_steps:
+            after = self._visits().after(T)
+        else:
+            after = list(range(-1, T - 1))
+        noisy = [following != END if self._exact else t > 0 for t, following in enumerate(after)]
+        kind = _LEARNED.get(variance, FIXED)
+        if self._exact:
+            variance = _MENDED.get(variance, variance)
+            kind = LEARNED if kind == GIVEN else kind
+        levels = self._levels_at(after, torch.ones(()))
+        rows = ancestral_rows(*levels, self.config.prediction_type, variance, torch.tensor(noisy))
+        return AffineStep(rows, **self._bounds(), variance=kind), after, noisy
+
+
+class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
+    """DDIMScheduler, its arguments and ``compatibility``: "diffusers" or "exact", see above."""
+
+    __init__ = with_compatibility(DDIMScheduler.__init__)
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device | None = None
+    ) -> None:
+        """A chain of that many steps."""
+        super().set_timesteps(num_inference_steps)
+        if self._exact:
+            self.timesteps = self.timesteps[:num_inference_steps]
+        self._visit(device)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """The sample at the next timestep and x_0, from the network's output at x_t.
+
+        Args:
+            model_output, sample: floating [B, C, *spatial].
+            timestep: t.
+            eta: 0 is deterministic, 1 is DDPM's noise.
+            use_clipped_model_output: whether ε is derived anew from the bounded x_0. None: as the
+                compatibility has it, False for "diffusers" and True for "exact".
+            generator: of the noise, or one for each sample.
+            variance_noise: the noise itself, [B, C, *spatial]; not both.
+            return_dict: a DDIMSchedulerOutput, else a tuple of its two tensors.
+
+        Raises:
+            IndexError: a timestep that the chain does not visit (NaN, if only the device knows).
+            ValueError: before `set_timesteps`; noise and a generator; an unknown prediction_type.
+        """
+        if self.num_inference_steps is None:
+            raise ValueError(
+                "Number of inference steps is 'None', you need to run 'set_timesteps' after "
+                "creating the scheduler"
+            )
+        if eta > 0 and variance_noise is not None and generator is not None:
+            raise ValueError("Cannot pass both generator and variance_noise: expected one of them")
+        rederive = self._exact if use_clipped_model_output is None else use_clipped_model_output
+        after, steps = self._current()
+        key = (float(eta), bool(rederive))
+        if key not in steps:
+            with torch.inference_mode(False):
+                steps[key] = self._affine(after, *key)
+        t = self._visits().number(timestep)
+        row = _row(timestep, t, after)
+        noise = None
+        if eta > 0 and not (self._exact and t is not None and after[t] == END):
+            given = variance_noise is not None
+            noise = variance_noise if given else _drawn(model_output.shape, model_output, generator)
+        x_prev, x_0 = steps[key](sample, model_output, row, noise)
+        if not return_dict:
+            return x_prev, x_0
+        return DDIMSchedulerOutput(prev_sample=x_prev, pred_original_sample=x_0)
+
+    def _begin(self) -> None:
+        super()._begin()
+        if self._exact:
+            one = torch.ones((), dtype=torch.float64)
+            self.final_alpha_cumprod = (
+                one if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+            )
+
+    def _make(self) -> tuple[list[int], dict[tuple[float, bool], AffineStep]]:
+        """What follows each timestep, and the steps that have been asked for."""
+        T = len(self.alphas_cumprod)
+        if self._exact:
+            return self._visits().after(T), {}
+        assert self.num_inference_steps is not None
+        stride = self.config.num_train_timesteps // self.num_inference_steps
+        return [max(t - stride, END) for t in range(T)], {}
+
+    def _affine(self, after: list[int], eta: float, rederive: bool) -> AffineStep:
+        now, then = self._levels_at(after, self.final_alpha_cumprod)
+        etas = torch.full_like(now, eta)
+        if self._exact:
+            etas[torch.tensor(after) == END] = 0
+        rows = ddim_rows(now, then, self.config.prediction_type, etas, rederive=rederive)
+        return AffineStep(rows, **self._bounds())
+
+
+def _row(timestep: int | Tensor, t: int | None, after: list[int]) -> int | Tensor:
+    """The row of a step, on the host if t is known there."""
+    if t is None:
+        assert isinstance(timestep, Tensor)
+        return timestep.reshape(1).to(torch.int64)
+    if not (0 <= t < len(after) and after[t] != UNLISTED):
+        raise IndexError(f"expected a timestep that the chain visits, got {t}: see set_timesteps")
+    return t
+
+
+def _drawn(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
+    """Normal noise, as diffusers draws it."""
+    noise: Tensor = randn_tensor(shape, generator=generator, device=like.device, dtype=like.dtype)
+    return noise
