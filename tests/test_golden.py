@@ -22,6 +22,8 @@ COVERED = (
     "schedules",
     "gaussian",
     "lucidrains",
+    "diffusers_ddpm",
+    "diffusers_ddim",
     "unet_diffusers",
     "unet_ho",
     "unet_iddpm",

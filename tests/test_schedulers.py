@@ -357,7 +357,7 @@ def test_nothing_waits_for_the_device(fast_class: Any) -> None:
     fast.set_timesteps(5)
     x, output = images(), images(seed=1)
     expected = [fast.step(output, int(t), x).pred_original_sample for t in fast.timesteps]
-    with modes.SyncMode(), modes.no_host_reads():
+    with modes.SyncMode(), modes.no_host_reads(modes.raise_sync):
         found = [fast.step(output, t, x).pred_original_sample for t in fast.timesteps]
     for a, b in zip(expected, found, strict=True):
         assert torch.equal(a, b)

@@ -14,7 +14,7 @@ from golden_groups.diffusers_ddpm import made
 
 def run(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.ndarray] | None:
     given, config = tensors(inputs), case["config"]
-    scheduler = made(FastDDIMScheduler, config, given["timesteps"])
+    scheduler = made(FastDDIMScheduler, config)
     call = {k: config[k] for k in ("eta", "use_clipped_model_output")}
     rows = [
         scheduler.step(output, int(t), x, **call, variance_noise=z if call["eta"] > 0 else None)
