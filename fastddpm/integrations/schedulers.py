@@ -67,7 +67,6 @@ _FOLLOWED = (
     "custom_timesteps",
     "alphas_cumprod",
     "final_alpha_cumprod",
-    "variance_type",
 )
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -268,7 +267,7 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
 
     def _make(self) -> tuple[AffineStep, list[int], list[bool]]:
         """The step, what follows each timestep, and whether noise is added there."""
-        T, variance = len(self.alphas_cumprod), self.variance_type
+        T, variance = len(self.alphas_cumprod), self.config.variance_type
         if self.custom_timesteps or self.num_inference_steps:
             after = self._visits().after(T)
         else:

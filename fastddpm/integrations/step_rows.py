@@ -84,7 +84,7 @@ def ddim_rows(
     else:
         from_x0, from_x, from_output = nothing, nothing, torch.ones_like(signal)
     rows = _rows(alphas_cumprod, prediction)
-    rows["mean_from_x0"] = following.double() ** 0.5 + direction.double() * from_x0.double()
+    rows["mean_from_x0"] = (following**0.5).double() + direction.double() * from_x0.double()
     rows["mean_from_x"] = direction.double() * from_x.double()
     rows["mean_from_output"] = direction.double() * from_output.double()
     rows["sigma"] = sigma
