@@ -106,7 +106,8 @@ class TestFusions:
         assert count["Conv3x3"] + count["Convolution"] == len(convolutions) + attentions + 1
         # Keys are a map of their own; no sum, no concatenation and no padding is.
         assert count["Pointwise"] == count["Attention"] == attentions
-        assert count["Layout"] == 2
+        # x, the embedding and the output.
+        assert count["Layout"] == 3
         doubled = [a for a in program.code if isinstance(a, Conv3x3) and a.doubled]
         assert len(doubled) == 1
         joined = [a for a in program.code if isinstance(a, Conv3x3) and a.x.channels[1]]
