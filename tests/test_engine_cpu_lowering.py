@@ -26,14 +26,14 @@ pytestmark = needs_library
 
 
 def off(unet: UNet, x: Tensor, t: Tensor, labels: Tensor | None) -> float:
-    """How far the interpreter of its program, in float64, is from the network on the same time
-    rows."""
+    """How far the interpreter of its program, in float64, is from the network on the same
+    embedding of times and labels."""
     state, step = x.clone(), call_step(unet, x, t, labels)
     program = lowered(step, state)
     memory = Memory(program, state, step.output)
     run(program, memory, 0)
     got = memory.at(step.output.data_ptr(), step.output.shape, step.output.stride())
-    return error(got, exactly(unet, x, t, labels, step._rows))
+    return error(got, exactly(unet, x, t, labels, step._embedding))
 
 
 def kinds(program: Lowered) -> Counter[str]:
@@ -101,11 +101,13 @@ class TestFusions:
         convolutions = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d)]
         attentions = 4
         count = kinds(program)
-        # Queries and values of an attention are one product; its output one with the values.
-        assert count["Conv3x3"] + count["Convolution"] == len(convolutions) + attentions
+        # Queries and values of an attention are one product; its output one with the values. The
+        # time rows of all blocks are one.
+        assert count["Conv3x3"] + count["Convolution"] == len(convolutions) + attentions + 1
         # Keys are a map of their own; no sum, no concatenation and no padding is.
         assert count["Pointwise"] == count["Attention"] == attentions
-        assert count["Layout"] == 2
+        # x, the embedding and the output.
+        assert count["Layout"] == 3
         doubled = [a for a in program.code if isinstance(a, Conv3x3) and a.doubled]
         assert len(doubled) == 1
         joined = [a for a in program.code if isinstance(a, Conv3x3) and a.x.channels[1]]
@@ -118,7 +120,8 @@ class TestFusions:
         program = lowered(call_step(unet, images(unet), *conditions(unet)), images(unet))
         convolutions = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d)]
         count = kinds(program)
-        assert count["Conv3x3"] + count["Convolution"] == len(convolutions) + 2 * 4
+        # Two products for each of 4 attentions, one for all time rows.
+        assert count["Conv3x3"] + count["Convolution"] == len(convolutions) + 2 * 4 + 1
         assert count["Pointwise"] == 0
 
     def test_statistics_are_written_by_those_who_write_the_map(self) -> None:

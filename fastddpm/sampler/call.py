@@ -55,18 +55,17 @@ class PlainCallStep:
     def __init__(self, network: PlainNetwork, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         self._network = network
         self._t = t.float()
-        rows = network.time_rows(t, labels)
-        self._rows = rows.expand(len(x), -1).clone()
+        self._embedding = network.embedded(t, labels).expand(len(x), -1).clone()
         self.output = torch.zeros((len(x), network.out_channels, *x.shape[2:]), device=x.device)
 
     def load(self, t: Tensor, labels: Tensor | None) -> None:
         self._t.copy_(t)
-        self._rows.copy_(self._network.time_rows(t, labels))
+        self._embedding.copy_(self._network.embedded(t, labels))
 
     def __call__(self, x: Tensor, i: Tensor) -> Tensor:
         # Here, as a replay needs no modes.
         with evaluated(self._network.modules):
-            self.output.copy_(self._network.denoise(x, self._rows, self._t))
+            self.output.copy_(self._network.denoise(x, self._embedding, self._t))
         return x
 
 

@@ -1,9 +1,9 @@
-"""The time rows of single calls of a U-Net, with labels or without:
+"""The time rows of a U-Net's call or chain in two parts, which a program computes apart:
 
-    rows = W a(embedding(t) + class) + b            [B, R],  W [R, E] of all residual blocks
+    e    = embedding(t) + class                     [B, E], before the program, sample by sample
+    rows = W a(e) + b                               [B, R], in it: W [R, E] of all residual blocks
 
-A call at one timestep reads all of W for one row: 10 MB for the CIFAR-10 network, whose own weights
-have put it out of the caches. So the rows of single timesteps are kept for the next chain.
+W has 10 MB in the CIFAR-10 network; all threads of the program read it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fastddpm.unet import UNet
 
-# A whole chain's; 20 MB for the CIFAR-10 network.
+# Embedded timesteps: a whole chain's; 2 MB for the CIFAR-10 network.
 KEPT = 1024
 
 
@@ -38,7 +38,7 @@ def one_by_one(rows: Callable[..., Any], given: Sequence[Tensor]) -> Tensor:
 class TimeRows:
     """The time rows of ``unet``, which lies on the CPU.
 
-    Its matrix and its bias stay where they are; the weights are those of the last ``refresh``.
+    Their matrix and its bias stay where they are; the weights are those of the last ``refresh``.
     """
 
     def __init__(self, unet: UNet) -> None:
@@ -47,8 +47,8 @@ class TimeRows:
         self._embedding = [tensor.clone() for tensor in self._embedding_now()]
         self._kept: dict[tuple[torch.dtype, float], Tensor] = {}
 
-    def __call__(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        """[B, R] for timesteps t [B] and labels [B, ...]; [1, R] where all samples have one t and
+    def embedded(self, t: Tensor, labels: Tensor | None) -> Tensor:
+        """[B, E] for timesteps t [B] and labels [B, ...]; [1, E] where all samples have one t and
         no labels. ValueError for labels against the config."""
         if labels is not None or len(t) == 0:
             return one_by_one(self._computed, [t] if labels is None else [t, labels])
@@ -62,17 +62,18 @@ class TimeRows:
         return F.linear(self._unet.activation(embedding), *self._projection)
 
     def refresh(self) -> None:
-        """Take over the U-Net's weights; rows that are kept go if these have other values."""
-        own = *self._projection, *self._embedding
-        new = *self._unet.row_projection(), *self._embedding_now()
-        if all(map(torch.equal, own, new)):
+        """Take over the U-Net's weights; what is kept goes if these have other values."""
+        for own, new in zip(self._projection, self._unet.row_projection(), strict=True):
+            own.copy_(new)
+        now = self._embedding_now()
+        if all(map(torch.equal, self._embedding, now)):
             return
-        for mine, value in zip(own, new, strict=True):
-            mine.copy_(value)
+        for own, new in zip(self._embedding, now, strict=True):
+            own.copy_(new)
         self._kept.clear()
 
     def _of_time(self, t: Tensor, time: float) -> Tensor:
-        """[1, R] for t [1], whose value is ``time``."""
+        """[1, E] for t [1], whose value is ``time``."""
         key = t.dtype, time
         if key not in self._kept:
             if len(self._kept) == KEPT:
@@ -83,7 +84,7 @@ class TimeRows:
     def _computed(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
         of_labels = self._unet.embedded_labels(labels, len(t))
         embedding = self._unet.embedded_times(t)
-        return self.of(embedding if of_labels is None else embedding + of_labels)
+        return embedding if of_labels is None else embedding + of_labels
 
     def _embedding_now(self) -> list[Tensor]:
         parts = self._unet.time_embedding, self._unet.time_proj

@@ -150,22 +150,22 @@ class PlainNetwork(_TabledNetwork):
         return None
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        return self.denoise(x, self.time_rows(t, labels), t)
+        return self.denoise(x, self.embedded(t, labels), t)
 
-    def time_rows(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        """What ``denoise`` takes, [B, R] or for all the same [1, R]; a chain without labels needs
+    def embedded(self, t: Tensor, labels: Tensor | None) -> Tensor:
+        """What ``denoise`` takes, [B, E] or for all the same [1, E]; a chain without labels needs
         none."""
         self._time_rows = self._time_rows or TimeRows(self._unet)
-        return self._time_rows(t, labels)
+        return self._time_rows.embedded(t, labels)
 
     def condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
         if labels is None:
             return super().condition(labels, batch)
         return one_by_one(lambda label: self._unet.embedded_labels(label, 1), [labels])
 
-    def denoise(self, x: Tensor, rows: Tensor, t: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, embedding: Tensor, t: Tensor) -> Tensor:
         """The output for x [B, C, H, W]."""
-        return self._unet.denoise(x, rows, t)
+        return self._unet.denoise(x, self._rows_of(embedding), t)
 
     def refresh(self, *, reread: bool) -> bool:
         unet = unet_of(self._source, reread=reread)

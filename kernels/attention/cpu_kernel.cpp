@@ -210,7 +210,7 @@ void run_attention(const fastddpm_attention& a, const Team& team) {
     const int64_t end = a.tokens * (block + 1) / plan.blocks;
     attend(a, plan, head, Block(plan, first, end - first, room), team.step);
   };
-  for (int64_t index = team.claim(); index < plan.alone; index = team.claim()) {
+  for (int64_t index = team.begin(plan.alone); index < team.end(plan.alone); ++index) {
     const Head head(a, plan, index, packed + team.member * plan.packed_floats);
     for (int64_t panel = 0; panel < plan.key_panels; ++panel) pack(a, head, panel);
     for (int64_t block = 0; block < plan.blocks; ++block) attend_block(head, block);
@@ -225,7 +225,8 @@ void run_attention(const fastddpm_attention& a, const Team& team) {
     pack(a, shared_head(piece / plan.key_panels), piece % plan.key_panels);
   }
   team.barrier();
-  for (int64_t piece = team.claim(); piece < rest * plan.blocks; piece = team.claim()) {
+  const int64_t pieces = rest * plan.blocks;
+  for (int64_t piece = team.begin(pieces); piece < team.end(pieces); ++piece) {
     attend_block(shared_head(piece / plan.blocks), piece % plan.blocks);
   }
 }

@@ -20,6 +20,8 @@ constexpr int64_t PIECE_TILES = 2048 / PANEL;
 // A member takes so many pieces between two barriers, so that none waits long for the last; V is no
 // larger than that, and stays in the cache.
 constexpr int64_t MEMBER_PIECES = 3;
+// From so many tiles a member on, each has lines of its own.
+constexpr int64_t MEMBER_TILES = 8;
 // Input channels whose V lies together and whose U is a piece's: 32 KB of a panel for a frequency.
 constexpr int64_t SLAB = 256;
 constexpr int64_t U_FREQUENCY = SLAB * PANEL + 16;  // floats between two frequencies of U
@@ -43,10 +45,11 @@ static inline int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+static inline int64_t tiles_of(int64_t pixels) { return quotient_up(pixels, TILE); }
+
 struct Blocks {
   int64_t in, panels;
   int64_t across, strips;  // tiles of a line, lines of an image
-  int64_t lines;           // of all images
   int64_t piece_lines, block_lines;
   int64_t slab;                         // input channels that lie together in V
   int64_t depth;                        // input channels whose weights are transformed at a time
@@ -57,12 +60,12 @@ struct Blocks {
   int64_t row;     // of a row of pixels in the ring
   int64_t member;  // of U, M and the ring of one member
 
-  Blocks(const fastddpm_conv3x3& conv, int64_t threads) {
+  // For so many of the lines of all images, by so many threads.
+  Blocks(const fastddpm_conv3x3& conv, int64_t lines, int64_t threads) {
     in = all_channels(conv.x);
     panels = panels_of(conv.y.channels);
-    across = quotient_up(conv.width, TILE);
-    strips = quotient_up(conv.height, TILE);
-    lines = conv.batch * strips;
+    across = tiles_of(conv.width);
+    strips = tiles_of(conv.height);
     // A panel for everyone, or fewer tiles a piece; then pieces of nearly equal size.
     const int64_t most =
         smaller(larger(1, PIECE_TILES / across), quotient_up(lines, quotient_up(threads, panels)));

@@ -27,12 +27,15 @@ void with_width(int64_t channels, const Body& body) {
   body(Rows<WIDTH>{});
 }
 
-void run_conv3x3(const fastddpm_conv3x3& conv, const Team& team) {
-  const Blocks blocks(conv, team.size);
+static int64_t lines_of(const fastddpm_conv3x3& conv) { return conv.batch * tiles_of(conv.height); }
+
+// Lines [begin, last) of all images.
+static void convolve(const fastddpm_conv3x3& conv, const Blocks& blocks, const Team& team,
+                     int64_t begin, int64_t last) {
   const Scratch scratch(blocks, team.scratch, team.member);
-  for (int64_t first = 0; first < blocks.lines; first += blocks.block_lines) {
-    const int64_t end = smaller(first + blocks.block_lines, blocks.lines);
-    if (first > 0) team.barrier();
+  for (int64_t first = begin; first < last; first += blocks.block_lines) {
+    const int64_t end = smaller(first + blocks.block_lines, last);
+    if (first > begin) team.barrier();
     transform_block(conv, blocks, team, scratch, first, end);
     team.barrier();
     const int64_t parts = quotient_up(end - first, blocks.piece_lines);
@@ -62,8 +65,33 @@ void run_conv3x3(const fastddpm_conv3x3& conv, const Team& team) {
   }
 }
 
+// Whether each member convolves lines of its own, all output channels of them. What it reads, it
+// has written itself, mostly: cores whose caches are far from one another lose nothing. It needs
+// enough tiles to be worth the transform of all weights; fewer are multiplied by all together.
+static bool splits_lines(const fastddpm_conv3x3& conv, int64_t threads) {
+  return threads > 1 && lines_of(conv) * tiles_of(conv.width) >= MEMBER_TILES * threads;
+}
+
+static int64_t most_lines(const fastddpm_conv3x3& conv, int64_t threads) {
+  return quotient_up(lines_of(conv), threads);
+}
+
+void run_conv3x3(const fastddpm_conv3x3& conv, const Team& team) {
+  const int64_t lines = lines_of(conv);
+  if (!splits_lines(conv, team.size)) {
+    return convolve(conv, Blocks(conv, lines, team.size), team, 0, lines);
+  }
+  const Blocks blocks(conv, most_lines(conv, team.size), 1);
+  fastddpm::Meeting nobody(1);
+  const Team alone = {0, 1, team.scratch + team.member * blocks.bytes(1), team.step, &nobody};
+  convolve(conv, blocks, alone, team.begin(lines), team.end(lines));
+}
+
 int64_t scratch_bytes(const fastddpm_conv3x3& conv, int32_t threads) {
-  return Blocks(conv, threads).bytes(threads);
+  if (splits_lines(conv, threads)) {
+    return threads * Blocks(conv, most_lines(conv, threads), 1).bytes(1);
+  }
+  return Blocks(conv, lines_of(conv), threads).bytes(threads);
 }
 
 }  // namespace

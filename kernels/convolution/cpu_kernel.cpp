@@ -152,11 +152,12 @@ static void multiply(const fastddpm_convolution& a, int64_t step, const RowBlock
   });
 }
 
-// Blocks of pixels are taken as threads come free; each is gathered once and meets all weights.
+// Each thread takes blocks of pixels that follow one another; each is gathered once and meets all
+// weights.
 static void run_by_pixels(const fastddpm_convolution& a, const Plan& plan, const Team& team,
                           float* room) {
   float* const gathered = room + plan.product_floats();
-  for (int64_t block = team.claim(); block < plan.blocks; block = team.claim()) {
+  for (int64_t block = team.begin(plan.blocks); block < team.end(plan.blocks); ++block) {
     const int64_t first = plan.begin(block), end = plan.begin(block + 1);
     RowBlock rows = {gathered, plan.stride, end - first, plan.depth};
     if (plan.in_place) {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from unet_networks import VARIANTS, images
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler
@@ -67,12 +68,17 @@ def lowered(step: Any, state: Tensor, num_steps: int = 1) -> Lowered:
 
 @torch.no_grad()
 def exactly(
-    unet: UNet, x: Tensor, t: Tensor, labels: Tensor | None, rows: Tensor | None = None
+    unet: UNet, x: Tensor, t: Tensor, labels: Tensor | None, embedding: Tensor | None = None
 ) -> Tensor:
-    """unet(x, t, labels) in float64, but for the time rows, which a program gets in float32. rows:
-    these; None: the network's own."""
-    rows = unet.time_rows(t, labels) if rows is None else rows
-    return copy.deepcopy(unet).double().denoise(x.double(), rows.double(), t.double())
+    """unet(x, t, labels) in float64, but for what a program gets in float32: the embedding of t and
+    labels, and the sum of two biases in the rows' own. embedding: this; None: the time rows are the
+    network's own in float32."""
+    if embedding is None:
+        rows = unet.time_rows(t, labels).double()
+    else:
+        projection = (tensor.double() for tensor in unet.row_projection())
+        rows = F.linear(unet.activation(embedding.double()), *projection)
+    return copy.deepcopy(unet).double().denoise(x.double(), rows, t.double())
 
 
 def error(got: Tensor, exact: Tensor) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastddpm.engine.cpu import values
 from fastddpm.engine.cpu.arena import Arena
 from fastddpm.engine.cpu.memory import aligned
+from fastddpm.engine.cpu.options import CpuOptions
 from fastddpm.engine.cpu.packed import Build, Packed, PackedWeights
 from fastddpm.engine.cpu.values import Divided, Feature, InOrder, Map, Norm, Read, Shape, Value
 from fastddpm.engine.plan import CannotPrepare
@@ -26,6 +27,7 @@ from fastddpm.ops.program_abi import (
     Input,
     Layout,
     Output,
+    Packing,
     Pointwise,
     Resample,
     Row,
@@ -69,9 +71,16 @@ class Emitter:
         self.constants.append(tensor)
         return tensor.data_ptr()
 
-    def pack(self, kind: str, sources: Sequence[Tensor], build: Build) -> Packed:
+    @property
+    def options(self) -> CpuOptions:
+        """The engine's."""
+        return self._weights.options
+
+    def pack(
+        self, kind: str, sources: Sequence[Tensor], build: Build, packing: Packing | None = None
+    ) -> Packed:
         """A layer's packed weights; see ``PackedWeights.of``."""
-        packed = self._weights.of(kind, sources, build)
+        packed = self._weights.of(kind, sources, build, packing)
         self.packed.append(packed)
         return packed
 

@@ -47,16 +47,13 @@ class PackedWeights:
     """All that the programs of one engine have packed, for the instruction set that was in use when
     this was made. A layer's goes with the last of them.
 
+    options: of the engine.
     lock: held by who packs, and by who runs a program that reads what is packed.
     """
 
     def __init__(self, options: CpuOptions) -> None:
         self._isa = cpu_library().isa
-        self._packings = {
-            "conv3x3": options.packing_3x3,
-            "convolution": options.packing,
-            "vector": Packing.FLOAT32,
-        }
+        self.options = options
         self.lock = threading.RLock()
         self._blocks = Blocks()
         self._kept: WeakValueDictionary[Hashable, Packed] = WeakValueDictionary()
@@ -66,17 +63,22 @@ class PackedWeights:
         """Bytes of all that is packed now."""
         return sum(packed.memory.numel() for packed in self._kept.values())
 
-    def of(self, kind: str, sources: Sequence[Tensor], build: Build) -> Packed:
+    def of(
+        self, kind: str, sources: Sequence[Tensor], build: Build, packing: Packing | None = None
+    ) -> Packed:
         """The packed form of build(*sources): of a weight [out, in, k, k] for the instruction
-        "conv3x3" or "convolution", or of a "vector", which stays as it is."""
+        "conv3x3" or "convolution", or of a "vector", which stays as it is.
+
+        packing: None: that of the options.
+        """
         sources = tuple(sources)
         places = tuple(map(_place, sources))
-        key = kind, build, places
+        packing = self.options.packing if packing is None else packing
+        key = kind, build, packing, places
         with self.lock:
             packed = self._kept.get(key)
             # Where one tensor has moved away, another may have come to lie.
             if packed is None or tuple(map(_place, packed.sources)) != places:
-                packing = self._packings[kind]
                 made = _built(build, sources)
                 memory = self._blocks.take(self._bytes(kind, made, packing))
                 packed = self._kept[key] = Packed(kind, sources, build, packing, len(made), memory)
