@@ -22,7 +22,6 @@ COVERED = (
     "schedules",
     "gaussian",
     "lucidrains",
-    "diffusers_ddpm",
     "diffusers_ddim",
     "unet_diffusers",
     "unet_ho",

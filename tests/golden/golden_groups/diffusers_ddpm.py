@@ -44,7 +44,8 @@ def made(kind: Any, config: dict[str, Any]) -> Any:
     """
     settings = {k: v for k, v in config.items() if k not in _CALL}
     scheduler = kind(**settings, compatibility="exact")
-    scheduler.set_timesteps(config["num_inference_steps"])
+    if config["num_inference_steps"] is not None:
+        scheduler.set_timesteps(config["num_inference_steps"])
     return scheduler
 
 
