@@ -198,11 +198,14 @@ def test_a_sampler_of_the_accelerated_model_draws_what_one_of_the_converted_draw
     assert (images - plain).abs().max() < 1e-4
 
 
-def test_a_pipeline_draws_the_same_images() -> None:
-    scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000)
-    pipeline = diffusers.DDPMPipeline(unet=foreign(), scheduler=scheduler)
+@pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
+def test_a_pipeline_draws_the_same_images(kind: str) -> None:
+    scheduler = getattr(diffusers, f"{kind}Scheduler")(num_train_timesteps=1000)
+    pipeline = getattr(diffusers, f"{kind}Pipeline")(unet=foreign(), scheduler=scheduler)
     fast = fastddpm.accelerate(pipeline)
     assert type(fast) is type(pipeline) and fast is not pipeline
+    assert type(fast.scheduler).__name__ == f"Fast{kind}Scheduler"
+    assert type(pipeline.scheduler).__name__ == f"{kind}Scheduler"
     images = []
     for each in (pipeline, fast):
         each.set_progress_bar_config(disable=True)
@@ -211,6 +214,22 @@ def test_a_pipeline_draws_the_same_images() -> None:
         images.append(torch.from_numpy(each(**call, output_type="np").images))
     assert (images[0] - images[1]).abs().max() < 1e-4
     assert images[0].std() > 0.01
+
+
+def test_a_scripted_network_is_in_evaluation_mode_while_it_runs() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.drop(x)
+
+    model = torch.jit.script(Dropping().train())
+    x = torch.ones(2, 3, 8, 8)
+    assert torch.equal(fastddpm.accelerate(model)(x, torch.tensor([1, 1])), x)
+    assert model.training and model.drop.training
+    assert not torch.equal(model(x, torch.tensor([1, 1])), x)
 
 
 @pytest.mark.slow

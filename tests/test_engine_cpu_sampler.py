@@ -158,6 +158,34 @@ class TestSampler:
 
 
 class TestAccelerate:
+    @pytest.mark.parametrize("name", ["small", "fourier"])
+    def test_a_callers_float_timesteps_stay_the_callers(self, name: str) -> None:
+        unet = network(**VARIANTS[name])
+        call, x = fastddpm.accelerate(unet, "cpu"), torch.randn(2, 3, 8, 8)
+        t = torch.full((2,), 400.0)
+        first = call(x, t)
+        call(x, t - 100)
+        assert t.tolist() == [400, 400]
+        assert torch.equal(call(x, 400.0), first)
+        assert torch.equal(call(x, 400.0), first)
+
+    def test_labels_are_one_for_each_sample(self) -> None:
+        call = fastddpm.accelerate(network(**VARIANTS["conditional"]), "cpu")
+        x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 400])
+        call(x, t, torch.tensor([1, 2]))
+        for labels in (torch.tensor([1]), torch.tensor([1, 2, 3]), torch.tensor(1)):
+            with pytest.raises(ValueError, match="a label for each of 2 samples"):
+                call(x, t, labels)
+
+    def test_a_place_that_was_refused_is_refused_again(self) -> None:
+        unet, x = network(), torch.randn(1, 3, 8, 8)
+        call = fastddpm.accelerate(unet, "cpu")
+        call(x, 3)
+        unet.half()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="float32"):
+                call(x, 3)
+
     @pytest.mark.parametrize("name", ["ho", "openai", "conditional", "label_is_an_embedding"])
     def test_answers_as_the_model(self, name: str) -> None:
         unet = network(**VARIANTS[name])

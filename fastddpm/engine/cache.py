@@ -27,7 +27,8 @@ class RunnerCache(Generic[T]):
         self.capacity = capacity
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
         self._epoch = 0
-        self._lock = threading.Lock()
+        # Again by one thread: what is let go of may end a stream that gives its runner back.
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -68,7 +68,7 @@ class Fingerprint:
         tensors = [part for part in parts.values() if isinstance(part, Tensor)]
         marks = {name: _mark(part) for name, part in parts.items()}
         storages = tuple(t.untyped_storage() for t in tensors)
-        glance = Glance(model) if isinstance(model, nn.Module) and not values else None
+        glance = Glance(model) if _can_glance(model) and not values else None
         return cls(model, values, marks, storages, glance)
 
     def changed(self) -> str | None:
@@ -102,6 +102,14 @@ class Fingerprint:
 _ABSENT = object()
 _VALUES = (bool, int, float, complex, str, type(None))
 _CONTAINERS = (list, tuple, dict)
+
+
+def _can_glance(model: Any) -> bool:
+    """Whether it is a module whose parts hold their tensors in dictionaries, as scripted ones do
+    not."""
+    return isinstance(model, nn.Module) and not any(
+        isinstance(part, torch.jit.ScriptModule) for part in model.modules()
+    )
 
 
 def _mark(part: Any) -> Any:

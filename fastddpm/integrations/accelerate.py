@@ -63,7 +63,10 @@ def accelerate(
         return accelerate(model.source, engine, device, dtype, **options)
     if diffusers.is_pipeline(model):
         network = accelerate(model.unet, engine, device, dtype, **options)
-        return type(model)(unet=network, scheduler=diffusers.fast_scheduler(model.scheduler))
+        pipeline = type(model)(unet=network, scheduler=model.scheduler)
+        # Not given to its constructor: DDIMPipeline's makes a DDIMScheduler of whatever it gets.
+        pipeline.register_modules(scheduler=diffusers.fast_scheduler(pipeline.scheduler))
+        return pipeline
     kind, network = Accelerated, model
     if isinstance(model, nn.Module) and diffusers.is_diffusers_model(model):
         kind = diffusers.AcceleratedUNet2DModel

@@ -147,10 +147,11 @@ class Accelerated(nn.Module):
         engine, device, dtype, tf32 = self._asked
         place = device_of(self.source, device), dtype or dtype_of(self.source)
         if place != self._place:
-            self._place = place
             unfit = unfit_for_programs(self._network[0], dtype)
             self._engine = engines.select(engine, place[0], self._options, unfit=unfit)
             self._run = NetworkCall(self._network[0], self._engine, place[0], dtype, tf32=tf32)
+            # Last: a place that was refused is refused again.
+            self._place = place
         return self._run
 
     def _begins(self, t: Tensor | float) -> bool:

@@ -52,6 +52,9 @@ _LEARNED = {"learned": GIVEN, "learned_range": LEARNED_RANGE}
 _MENDED = {"fixed_small_log": "fixed_small", "fixed_large_log": "fixed_large"}
 
 
+# Kept tables of DDIM, one for each eta.
+_ETAS = 16
+
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -177,6 +180,8 @@ class FastDDIMScheduler(FollowingTables, DDIMScheduler):  # type: ignore[misc]
         after, steps = self._current()
         key = (float(eta), bool(rederive))
         if key not in steps:
+            if len(steps) == _ETAS:
+                steps.clear()
             with torch.inference_mode(False):
                 steps[key] = self._affine(after, *key)
         t = self._visits().number(timestep)

@@ -54,7 +54,8 @@ class PlainCallStep:
 
     def __init__(self, network: PlainNetwork, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         self._network = network
-        self._t = t.float()
+        # Its own memory, also where t is a caller's float32.
+        self._t = t.float().contiguous().clone()
         self._embedding = network.embedded(t, labels).expand(len(x), -1).clone()
         self.output = torch.zeros((len(x), network.out_channels, *x.shape[2:]), device=x.device)
 
@@ -118,6 +119,10 @@ class NetworkCall:
         dtype = torch.float32 if isinstance(network, PlainNetwork) else x.dtype
         x_here, t = x.to(self._device, dtype).contiguous(), t.to(self._device)
         labels = None if labels is None else labels.to(self._device)
+        if labels is not None and (labels.ndim == 0 or len(labels) != len(x)):
+            raise ValueError(
+                f"expected a label for each of {len(x)} samples, got shape {list(labels.shape)}"
+            )
         size = self._engine.batch(len(x_here), x_here.shape[1:])
         parts = [slice(k, k + size) for k in range(0, max(len(x_here), 1), size)]
         outputs = [

@@ -43,8 +43,13 @@ def unwrapped(model: Model) -> Model:
     return model.unwrapped() if isinstance(model, Wrapper) else model
 
 
-# nn.Module's own looks through parameters and parts first: 2 ms for a large network.
-_set_mode = object.__setattr__
+def _set_mode(module: nn.Module, training: bool) -> None:
+    # nn.Module's own looks through parameters and parts first: 2 ms for a large network. Scripted
+    # modules have another, and their mode elsewhere.
+    if type(module).__setattr__ is nn.Module.__setattr__:
+        object.__setattr__(module, "training", training)
+    else:
+        module.training = training
 
 
 @contextmanager
@@ -53,11 +58,11 @@ def evaluated(modules: Iterable[nn.Module]) -> Iterator[None]:
     trained = [module for module in modules if module.training]
     try:
         for module in trained:
-            _set_mode(module, "training", False)
+            _set_mode(module, False)
         yield
     finally:
         for module in trained:
-            _set_mode(module, "training", True)
+            _set_mode(module, True)
 
 
 @contextmanager

@@ -65,15 +65,18 @@ static void convolve(const fastddpm_conv3x3& conv, const Blocks& blocks, const T
   }
 }
 
-// Whether each member convolves lines of its own, all output channels of them. What it reads, it
-// has written itself, mostly: cores whose caches are far from one another lose nothing. It needs
-// enough tiles to be worth the transform of all weights; fewer are multiplied by all together.
-static bool splits_lines(const fastddpm_conv3x3& conv, int64_t threads) {
-  return threads > 1 && lines_of(conv) * tiles_of(conv.width) >= MEMBER_TILES * threads;
-}
-
 static int64_t most_lines(const fastddpm_conv3x3& conv, int64_t threads) {
   return quotient_up(lines_of(conv), threads);
+}
+
+// Whether each member convolves lines of its own, all output channels of them. What it reads, it
+// has written itself, mostly: cores whose caches are far from one another lose nothing. It needs
+// enough tiles to be worth the transform of all weights, and shares that differ little; others are
+// multiplied by all together.
+static bool splits_lines(const fastddpm_conv3x3& conv, int64_t threads) {
+  const int64_t lines = lines_of(conv);
+  const bool even = most_lines(conv, threads) * threads * 4 <= lines * 5;
+  return threads > 1 && even && lines * tiles_of(conv.width) >= MEMBER_TILES * threads;
 }
 
 void run_conv3x3(const fastddpm_conv3x3& conv, const Team& team) {
