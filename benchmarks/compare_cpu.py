@@ -55,8 +55,6 @@ MEMORY_BATCH = 16
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "MNN")
 # Seconds for all parts.
 LIMIT = 4 * 3600.0
-# What keeps the libraries that have a switch to an instruction set; ONNX Runtime has none.
-AVX2 = {"FASTDDPM_CPU_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def measured(given: argparse.Namespace, name: str, batch: int) -> Iterator[tuple[str, Any]]:
@@ -138,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     if given.isa == "avx2":
-        os.environ.update(AVX2)
+        os.environ.update(machine.AVX2)
     if given.piece is not None:
         # Workers compute; this process only waits, and must have no threads that spin.
         torch.set_num_threads(1)

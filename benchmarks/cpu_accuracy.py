@@ -23,12 +23,11 @@ import torch
 
 import fastddpm
 from benchmarks import parts, report
-from benchmarks.cpu import instructions, machine, measure, networks
+from benchmarks.cpu import calls, instructions, machine, networks
 from benchmarks.cpu.contenders import Setup, accelerated
 
 OUT = report.RESULTS / "cpu_accuracy.json"
 PARTS = ("avx2", "best")
-AVX2 = {"FASTDDPM_CPU_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 LIMIT = 1800.0
 
 
@@ -57,7 +56,7 @@ def _network(name: str) -> dict[str, float]:
 
 
 def _beside(ours: torch.Tensor, torchs: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
-    own, theirs = measure.agreement(ours, exact), measure.agreement(torchs, exact)
+    own, theirs = calls.agreement(ours, exact), calls.agreement(torchs, exact)
     return {"ours": own, "torch": theirs, "times_torchs": own / theirs}
 
 
@@ -84,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     def command(part: str, piece: Path) -> list[str]:
-        settings = AVX2 if part == "avx2" else {}
+        settings = machine.AVX2 if part == "avx2" else {}
         own = [sys.executable, "-m", "benchmarks.cpu_accuracy", "--piece", str(piece)]
         return ["env", *(f"{name}={value}" for name, value in settings.items()), *own]
 

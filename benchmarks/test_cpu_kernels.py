@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cpu import instructions, measure
+from benchmarks.cpu import calls, instructions
 
 THREADS = int(os.environ.get("THREADS", torch.get_num_threads()))
 BATCH = int(os.environ.get("BATCH", "1"))
@@ -31,7 +31,7 @@ def test_kernel(name: str, library: str, benchmark: Any) -> None:
     call = one.torchs if library == "torch" else one.program(THREADS)
     found = call()
     output = one.output() if library == "fastddpm" else found
-    assert measure.agreement(output, one.exact().reshape(output.shape)) < TOLERANCE
+    assert calls.agreement(output, one.exact().reshape(output.shape)) < TOLERANCE
     benchmark(call)
     benchmark.extra_info |= {"threads": THREADS, "batch": BATCH}
     benchmark.extra_info |= {"bytes": one.bytes, "executed_flop": one.flop}

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import fake_contenders as fakes
 
 import fastddpm
-from benchmarks import compare_cpu, profile_cpu, timing
+from benchmarks import compare_cpu, cpu_accuracy, profile_cpu, timing
 from benchmarks.cpu import (
     calls,
     chain,
@@ -177,6 +177,17 @@ def test_who_is_absent_is_named_with_the_reason(small: Setup) -> None:
     assert list(trial.absent) == ["b (a setting)", "c (a setting)"]
     assert trial.absent["b (a setting)"] == "exit code 1\nNo module named 'rival'"
     assert trial.absent["c (a setting)"].startswith("SIGABRT")
+
+
+@needs_library
+def test_errors_stand_beside_torchs() -> None:
+    one = instructions.measured(1)[7]
+    assert one.name == "conv3x3_4_256_256"
+    with torch.inference_mode():
+        found = cpu_accuracy._layer(one)
+    assert 0 < found["ours"] < 1e-5 and 0 < found["torch"] < 1e-5
+    assert found["times_torchs"] == pytest.approx(found["ours"] / found["torch"])
+    assert f"| {one.name} |" in cpu_accuracy.table("layers", {one.name: found})
 
 
 def test_contenders_travel_as_json() -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 from fastddpm.ops.library import cpu_library
 
+# What keeps the libraries that have a switch to an instruction set; ONNX Runtime has none.
+AVX2 = {"FASTDDPM_CPU_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+
 
 def isa() -> str:
     """The instruction set that the engine uses."""

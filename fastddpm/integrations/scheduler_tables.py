@@ -85,8 +85,13 @@ class FollowingTables:
 
     # ---- timesteps
 
-    def _visit(self, device: str | torch.device | None) -> None:
-        """Note the timesteps that were set while they are on the host, then move them."""
+    def _visit(self, device: str | torch.device | None, count: int | None) -> None:
+        """Note the timesteps that were set while they are on the host, then move them.
+
+        count: that were asked for, which an exact chain has; None for a list of the caller's.
+        """
+        if self._exact:
+            self.timesteps = self.timesteps[:count]
         listed = self.timesteps.tolist()
         self.timesteps = self.timesteps.to(device)
         self._visited = Visited(self.timesteps, listed)

@@ -71,9 +71,7 @@ class FastDDPMScheduler(FollowingTables, DDPMScheduler):  # type: ignore[misc]
     ) -> None:
         """A chain of that many steps, or through the descending timesteps given."""
         super().set_timesteps(num_inference_steps, None, timesteps)
-        if self._exact and timesteps is None:
-            self.timesteps = self.timesteps[:num_inference_steps]
-        self._visit(device)
+        self._visit(device, num_inference_steps)
 
     def step(
         self,
@@ -138,9 +136,7 @@ class FastDDIMScheduler(FollowingTables, DDIMScheduler):  # type: ignore[misc]
     ) -> None:
         """A chain of that many steps."""
         super().set_timesteps(num_inference_steps)
-        if self._exact:
-            self.timesteps = self.timesteps[:num_inference_steps]
-        self._visit(device)
+        self._visit(device, num_inference_steps)
 
     def step(
         self,

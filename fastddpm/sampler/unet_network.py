@@ -4,7 +4,7 @@
             = W a(embedding(timesteps[i]) + class) + b       with labels: [T, E], [B, E]
 
 ``PackedNetwork`` runs a copy whose weights lie as a GPU reads them best, ``PlainNetwork`` the U-Net
-as it is, from whose weights an engine makes its own copy (single calls: time_rows.py).
+as it is, from whose weights an engine makes its own copy (time rows: time_rows.py).
 """
 
 from __future__ import annotations
