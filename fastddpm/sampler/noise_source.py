@@ -38,9 +38,10 @@ class NoiseSource(Protocol):
         inside the step. timesteps: int64 [T], the original timestep of each step."""
         ...
 
-    def load(self, noise: Tensor | ops.Draw) -> None:
-        """Make ``noise``, as some source of this class has allocated it, this source's own. It may
-        have more rows than the batch; what those hold is never looked at."""
+    def load(self, noise: Tensor | ops.Draw, copies: int = 1) -> None:
+        """Make ``noise``, as some source of this class has allocated it, this source's own. It has
+        so many parts, each for the batch. They may have more rows than that; what those hold is
+        never looked at."""
         ...
 
     def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
@@ -77,11 +78,11 @@ class CounterNoise:
     def allocate(self, batch: int, timesteps: Tensor) -> ops.Draw:
         return ops.Draw.of(0, self._indices.new_zeros(batch), timesteps)
 
-    def load(self, noise: Tensor | ops.Draw) -> None:
+    def load(self, noise: Tensor | ops.Draw, copies: int = 1) -> None:
         assert isinstance(noise, ops.Draw)
         draw = ops.Draw.of(self._seed, self._indices, noise.timesteps)
         noise.seed.copy_(draw.seed)
-        noise.indices[: len(self._indices)].copy_(self._indices)
+        noise.indices.view(copies, -1)[:, : len(self._indices)].copy_(self._indices)
 
     def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
         """Nothing to do: the step draws by itself."""
@@ -93,7 +94,7 @@ class GivenNoise:
     fn:     see ``Sampler.sample``.
     drawn:  shape of a draw, [b, C, H, W].
     device: where the chain runs.
-    copies: the chain runs copies * b rows; row r takes draw r % b.
+    copies: the chain runs copies * b rows, or twice as many; row r takes draw r % b.
     """
 
     per_step = True
@@ -129,10 +130,10 @@ class GivenNoise:
         shape = (batch, *self._drawn[1:])
         return torch.zeros(shape, dtype=torch.float32, device=self._device)
 
-    def load(self, noise: Tensor | ops.Draw) -> None:
+    def load(self, noise: Tensor | ops.Draw, copies: int = 1) -> None:
         """Nothing to do: ``refresh`` fills the buffer."""
 
     def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
         assert isinstance(noise, Tensor)
-        rows = noise[: self._copies * self._drawn[0]]
-        rows.view(self._copies, *self._drawn).copy_(self.draw(i))
+        whole = len(noise) // (self._copies * self._drawn[0]) * self._copies
+        noise[: whole * self._drawn[0]].view(whole, *self._drawn).copy_(self.draw(i))

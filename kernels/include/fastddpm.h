@@ -17,7 +17,7 @@ extern "C" {
 #define FASTDDPM_API __attribute__((visibility("default")))
 
 /* Changes whenever a signature or a meaning below changes. */
-#define FASTDDPM_ABI_VERSION 2
+#define FASTDDPM_ABI_VERSION 3
 
 enum {
   FASTDDPM_OK = 0,
@@ -232,6 +232,14 @@ typedef struct {
   int64_t* first_nonfinite; /* or null; becomes max(itself, step) if an output is not finite */
 } fastddpm_step;
 
+/* function(context, step), by the caller's own thread, while the others wait: what no instruction
+ * computes. function: of type fastddpm_function. */
+typedef void (*fastddpm_function)(void* context, int64_t step);
+typedef struct {
+  void* function;
+  void* context;
+} fastddpm_call;
+
 enum {
   FASTDDPM_OP_CONV3X3 = 0,
   FASTDDPM_OP_CONVOLUTION,
@@ -241,6 +249,7 @@ enum {
   FASTDDPM_OP_POINTWISE,
   FASTDDPM_OP_LAYOUT,
   FASTDDPM_OP_STEP,
+  FASTDDPM_OP_CALL,
   FASTDDPM_OPS
 };
 

@@ -25,7 +25,7 @@ class Threshold:
 
     quantile: float
     maximum: float
-    rounded_rank: bool
+    rounded_rank: bool = False
 
     def __call__(self, x_0: Tensor) -> Tensor:
         """x_0 [B, ...] in float32 or float64, thresholded; NaN stays where it is."""
