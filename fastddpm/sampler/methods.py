@@ -29,6 +29,7 @@ from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 from fastddpm.step_rows import ddim_mean
 
+NETWORK_AT = ("next", "current")
 METHODS = ("ancestral", "ddim", "dpm-solver++", "ddim-inverse")
 
 
@@ -92,17 +93,15 @@ def inverse(diffusion: GaussianDiffusion, clip: float | None, network_at: str) -
         undoes one of ``ddim``'s and x_0 counts as ᾱ' = 1 (diffusers); "current" leads from ᾱ to the
         one before with ᾱ's own, so x_0 counts as x at the first timestep, and the last step
         leads to ᾱ = 0 (OpenAI's ddim_reverse_sample).
-    Raises ValueError for another name; with "next" for a clip, or a prediction that does not give
+    Raises ValueError with "next" for a clip, or a prediction that does not give
     ε̂ at a level which is not its timestep's.
     """
     schedule = diffusion.schedule
     if network_at == "current":
         after = torch.cat([schedule.alphas_cumprod[1:], schedule.betas.new_zeros(1)])
         rows = affine_rows(diffusion, *_against(schedule.alphas_cumprod, after))
-    elif network_at == "next":
-        rows = _undoing(diffusion, clip)
     else:
-        raise ValueError(f"network_at is 'next' or 'current', got {network_at!r}")
+        rows = _undoing(diffusion, clip)
     upright = _method(diffusion, rows, clip, stochastic=False)
     return replace(
         upright,

@@ -15,7 +15,7 @@ from fastddpm.sampler import methods, repaint
 from fastddpm.sampler.analytic import with_analytic_variance
 from fastddpm.sampler.edited import Edit, rows_for_edits
 from fastddpm.sampler.measured import Measured
-from fastddpm.sampler.methods import METHODS, Method
+from fastddpm.sampler.methods import METHODS, NETWORK_AT, Method
 from fastddpm.sampler.threshold import Threshold
 
 # Imagen's, without its own maximum.
@@ -42,6 +42,8 @@ class Options(TypedDict, total=False):
     on_x_0:   a function of torch, x_0 [B, C, H, W] -> x_0, applied to every step's estimate after
               its bound; the step goes on from what it returns. It is captured with the step:
               what changes from call to call it reads from tensors that it holds.
+    network_at: of "ddim-inverse": at which of a step's two timesteps the network is called, "next"
+              (the default) or "current"; see methods.py.
     """
 
     steps: int | str | Sequence[int] | Tensor
@@ -53,6 +55,7 @@ class Options(TypedDict, total=False):
     guidance: float
     null_label: int
     on_x_0: Edit
+    network_at: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Recipe:
     """A chain's kind: calls with equal ones share what is prepared.
 
     timesteps: positions in the diffusion's chain; None: all. bound: "own", or another bound of x_0.
-    jumps:  RePaint's jump_length and resamplings. network_at: of "ddim-inverse".
+    jumps: RePaint's jump_length and resamplings.
     """
 
     method: str = "ancestral"
@@ -95,6 +98,7 @@ class Recipe:
             _bound(options),
             options.get("on_x_0"),
             options.get("guidance") is not None,
+            network_at=_network_at(method, options),
         )
 
     def diffusion(self, whole: GaussianDiffusion) -> GaussianDiffusion:
@@ -151,6 +155,15 @@ def _positions(diffusion: GaussianDiffusion, options: Options) -> tuple[int, ...
         return None
     kept = timesteps.chosen(diffusion.num_steps, steps, spacing)
     return tuple(kept.tolist()) if len(kept) < diffusion.num_steps else None
+
+
+def _network_at(method: str, options: Options) -> str:
+    chosen = options.get("network_at", "next")
+    if "network_at" in options and method != "ddim-inverse":
+        raise ValueError(f"network_at is for method 'ddim-inverse', not {method!r}")
+    if chosen not in NETWORK_AT:
+        raise ValueError(f"network_at is one of {', '.join(NETWORK_AT)}; got {chosen!r}")
+    return chosen
 
 
 def _bound(options: Options) -> float | Threshold | Literal["own"] | None:

@@ -250,23 +250,20 @@ class Sampler:
         images: Tensor | Array,
         *,
         labels: Labels | None = None,
-        network_at: str = "next",
         batch_size: int | None = None,
         progress: Progress | None = None,
         **options: Unpack[Options],
     ) -> Tensor:
         """x_T that DDIM without noise leads back to the images: its ODE run the other way.
 
-        images: float [B, C, H, W] in [-1, 1]. network_at: at which of a step's two timesteps the
-        network is called, "next" (diffusers) or "current" (OpenAI); see
-        ``fastddpm.sampler.methods.inverse``. Other arguments and errors as in ``sample``; x_0 is
-        not bounded, where ``clip`` does not say so.
+        images: float [B, C, H, W] in [-1, 1]. Other arguments and errors as in ``sample``; x_0 is
+        not bounded, unless ``clip`` says so.
 
         Returns float32 [B, C, H, W], for ``sample(x_T=..., method="ddim")`` with the same steps.
         """
         x = self._images("images", images)
         options["method"] = "ddim-inverse"
-        recipe = replace(Recipe.of(self.diffusion, options), network_at=network_at)
+        recipe = Recipe.of(self.diffusion, options)
         call = self._call(recipe, options, torch.arange(len(x)), 0, None, labels)
         begin = self._noise_alone(call, x)
         return self._decode(call, begin, call.chain.num_steps - 1, batch_size, progress)
