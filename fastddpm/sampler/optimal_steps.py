@@ -68,10 +68,10 @@ def cheapest_path(terms: Tensor, steps: int) -> list[int]:
     T = len(terms) - 1
     if not 1 <= steps <= T:
         raise ValueError(f"expected between 1 and T = {T} steps, got {steps}")
-    # cost[t]: of the best path from t to 0 in k steps. The first may come from anywhere.
-    cost, following = terms[:, 0].double(), []
     below = torch.ones_like(terms, dtype=torch.bool).tril(-1)
     costs = torch.where(below, terms.double(), math.inf)
+    # cost[t]: of the best path from t to 0 in k steps, beginning with k = 1.
+    cost, following = costs[:, 0], []
     for _ in range(steps - 1):
         cost, best = (costs + cost).min(dim=1)
         following.append(best)
