@@ -182,7 +182,7 @@ def test_one_prepared_step_serves_every_scale_and_start() -> None:
         fresh = Sampler(rowwise, DIFFUSION, "reference", shape=SHAPE)
         assert torch.equal(run(fresh, w, t), image)
     assert not torch.equal(found[0], found[2]) and not torch.equal(found[1], found[2])
-    assert len(used._chains) == 2  # Its own, and this one.
+    assert len(used._runs.chains) == 2  # Its own, and this one.
 
 
 def test_weights_that_change_reach_every_chain() -> None:

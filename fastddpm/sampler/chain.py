@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import Plan, Runner, RunnerCache, Selection
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
+from fastddpm.sampler.conditions import NO_CONDITIONS, Conditions
 from fastddpm.sampler.edited import EditedEstimate
 from fastddpm.sampler.guidance import Guidance
 from fastddpm.sampler.model import Model, evaluated, isolated
@@ -56,35 +57,6 @@ class Kind:
     noise: type | None
     labels: tuple[tuple[int, ...], torch.dtype] | None
     estimates: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Conditions:
-    """What a call's samples are to be, beside its noise; on the device.
-
-    labels: [B, ...], or None.
-    null_label, guidance: of a recipe that is guided.
-    images, mask: [B, C, H, W] of a recipe with jumps, and bool, where the images are known.
-    """
-
-    labels: Tensor | None = None
-    null_label: int = 0
-    guidance: float = 1.0
-    images: Tensor | None = None
-    mask: Tensor | None = None
-
-    def rows(self, batch: slice) -> Conditions:
-        """Those of a part of the samples."""
-
-        def part(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[batch]
-
-        return replace(
-            self, labels=part(self.labels), images=part(self.images), mask=part(self.mask)
-        )
-
-
-NO_CONDITIONS = Conditions()
 
 
 class Prepared(NamedTuple):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fastddpm import ops
 from fastddpm.noise import Purpose
-from fastddpm.sampler.chain import NO_CONDITIONS, Chain, Conditions
+from fastddpm.sampler.chain import Chain
+from fastddpm.sampler.conditions import NO_CONDITIONS, Conditions
 from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
 
 # Sample indices of the decoding chains, beyond those of any sample: with sample 0's own noise a
