@@ -14,7 +14,6 @@ Rounding is half to even throughout, as in numpy and Python, so the lists equal 
 
 from __future__ import annotations
 
-import operator
 import reprlib
 from collections.abc import Callable, Sequence
 
@@ -124,10 +123,11 @@ def chosen(T: int, steps: int | str | Sequence[int] | Tensor, spacing: str = "li
     # numpy's integers are integers, too.
     if isinstance(steps, int | np.integer):
         return spaced(spacing, T, int(steps))
-    listed = [operator.index(t) for t in np.asarray(steps).tolist()]
-    if not listed or len(set(listed)) < len(listed) or not 0 <= min(listed) <= max(listed) < T:
-        raise ValueError(f"expected different timesteps in [0, {T}), got {reprlib.repr(listed)}")
-    return torch.tensor(sorted(listed), dtype=torch.int64)
+    listed = np.asarray(steps)
+    different = len(np.unique(listed)) == listed.size > 0
+    if listed.dtype.kind not in "iu" or not different or listed.min() < 0 or listed.max() >= T:
+        raise ValueError(f"expected different timesteps in [0, {T}), got {reprlib.repr(steps)}")
+    return torch.from_numpy(np.sort(listed.ravel()).astype(np.int64))
 
 
 SPACINGS: dict[str, Callable[[int, int], Tensor]] = {

@@ -259,3 +259,31 @@ def test_what_a_hook_raises_comes_out_of_every_engine() -> None:
         assert len(calls) == 3
         # And the chain after that is whole.
         assert sampler.sample(2, on_x_0=broken).isfinite().all()
+
+
+def test_img2img_is_the_chain_from_the_noised_image() -> None:
+    """Of any method: a multistep solver begins there as it begins at x_T."""
+    sampler = Sampler(rowwise, DIFFUSION, "reference", shape=SHAPE)
+    images, z = torch.rand(2, *SHAPE) - 0.5, torch.randn(2, *SHAPE)
+    x_t = DIFFUSION.q_sample(images, torch.full((2,), 5), z)
+    for options in ({"method": "ddim"}, {"method": "dpm-solver++"}, {"on_x_0": darker}):
+        options = {"noise": lambda step, shape: z} | options
+        found = sampler.img2img(images, 5, **options)
+        expected = sampler.sample(x_T=x_t, steps=range(6), **options)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # Fewer steps: the last of them that is not beyond t.
+    short = sampler.img2img(images, 5, steps=[0, 4, 7], method="ddim", noise=lambda *_: z)
+    x_t = DIFFUSION.q_sample(images, torch.full((2,), 4), z)
+    torch.testing.assert_close(short, sampler.sample(x_T=x_t, steps=[0, 4], method="ddim"))
+    with pytest.raises(ValueError, match="visits 4 to 7; got 3"):
+        sampler.img2img(images, 3, steps=[4, 7])
+
+
+def test_nothing_is_drawn_of_nothing() -> None:
+    sampler = Sampler(rowwise, DIFFUSION, "reference", shape=SHAPE)
+    for options in RECIPES.values():
+        labels = [] if "labels" in options else None
+        how = {k: v for k, v in options.items() if k != "labels"}
+        how |= {"null_label": 1} if "guidance" in how else {}
+        assert sampler.sample(0, labels=labels, **how).shape == (0, *SHAPE)
+        list(sampler.stream(0, labels=labels, **how))

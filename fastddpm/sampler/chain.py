@@ -163,7 +163,7 @@ class Chain:
         """
         size = rows or len(x)
         labels = self._labels(conditions, size)
-        states = _with_rows(x, size).repeat(self.copies, *[1] * (x.ndim - 1))
+        states = torch.cat([_with_rows(x, size)] * self.copies)
         kind = Kind(
             tuple(states.shape),
             type(noise) if self.method.stochastic else None,
@@ -209,8 +209,11 @@ class Chain:
             prepared.guidance.scale.fill_(conditions.guidance)
         if prepared.known is not None:
             assert conditions.images is not None and conditions.mask is not None
-            whole = (_with_rows(part, rows) for part in (conditions.images, conditions.mask))
-            prepared.known.load(*(part.repeat(self.copies, 1, 1, 1) for part in whole))
+            images, mask = (
+                torch.cat([_with_rows(part, rows)] * self.copies)
+                for part in (conditions.images, conditions.mask)
+            )
+            prepared.known.load(images, mask)
 
     def _labels(self, conditions: Conditions, rows: int) -> Tensor | None:
         """Of all rows that run."""

@@ -99,7 +99,7 @@ def _noise(
 ) -> tuple[Tensor, Tensor, NoiseSource]:
     """The two encoders' noise, [draws, C, H, W] each, and the chain's, for copies * draws rows."""
     if noise is not None:
-        given = GivenNoise(noise, (draws, *shape), chain.device, copies)
+        given = GivenNoise(noise, (draws, *shape), chain.device)
         return given.draw(chain.num_steps), given.draw(chain.num_steps), given
     rows = torch.arange(draws, dtype=torch.int64, device=chain.device)
     step = int(chain.diffusion.schedule.timesteps[t])

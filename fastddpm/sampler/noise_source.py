@@ -82,7 +82,8 @@ class CounterNoise:
         assert isinstance(noise, ops.Draw)
         draw = ops.Draw.of(self._seed, self._indices, noise.timesteps)
         noise.seed.copy_(draw.seed)
-        noise.indices.view(copies, -1)[:, : len(self._indices)].copy_(self._indices)
+        parts = noise.indices.view(copies, len(noise.indices) // copies)
+        parts[:, : len(self._indices)].copy_(self._indices)
 
     def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
         """Nothing to do: the step draws by itself."""
@@ -93,15 +94,12 @@ class GivenNoise:
 
     fn:     see ``Sampler.sample``.
     drawn:  shape of a draw, [b, C, H, W].
-    device: where the chain runs.
-    copies: the chain runs copies * b rows, or twice as many; row r takes draw r % b.
+    device: where the chain runs, of any multiple of b rows: row r takes draw r % b.
     """
 
     per_step = True
 
-    def __init__(
-        self, fn: CallerNoise, drawn: tuple[int, ...], device: torch.device, copies: int = 1
-    ) -> None:
+    def __init__(self, fn: CallerNoise, drawn: tuple[int, ...], device: torch.device) -> None:
         if not callable(fn):
             raise ValueError(
                 f"noise must be callable as noise(step, shape), got {type(fn).__name__}"
@@ -109,7 +107,6 @@ class GivenNoise:
         self._fn = fn
         self._drawn = drawn
         self._device = device
-        self._copies = copies
 
     def draw(self, step: int) -> Tensor:
         """One draw, float32 [b, C, H, W] on the device; ValueError for another shape."""
@@ -135,5 +132,5 @@ class GivenNoise:
 
     def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
         assert isinstance(noise, Tensor)
-        whole = len(noise) // (self._copies * self._drawn[0]) * self._copies
-        noise[: whole * self._drawn[0]].view(whole, *self._drawn).copy_(self.draw(i))
+        copies = len(noise) // max(self._drawn[0], 1)
+        noise.view(copies, *self._drawn).copy_(self.draw(i))

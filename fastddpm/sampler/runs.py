@@ -20,7 +20,7 @@ from fastddpm.sampler.conditions import Conditions
 from fastddpm.sampler.model import Model
 from fastddpm.sampler.network import Networks
 from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
-from fastddpm.sampler.recipe import Options, Recipe
+from fastddpm.sampler.recipe import OWN, Options, Recipe
 
 Progress = Callable[[int, int], None]
 # Where a part of a call's samples begins, float32 [b, C, H, W].
@@ -91,7 +91,8 @@ class Runs:
         )
         self.chains[recipe] = chain
         while len(self.chains) > KEPT:
-            self.chains.popitem(last=False)
+            # The diffusion's own stays.
+            del self.chains[next(kept for kept in self.chains if kept != OWN)]
         return chain
 
     def network(self) -> NetworkCall:

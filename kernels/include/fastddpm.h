@@ -232,8 +232,8 @@ typedef struct {
   int64_t* first_nonfinite; /* or null; becomes max(itself, step) if an output is not finite */
 } fastddpm_step;
 
-/* function(context, step), by the caller's own thread, while the others wait: what no instruction
- * computes. function: of type fastddpm_function. */
+/* function(context, step), called by the thread that runs the program while its others wait: what
+ * no instruction computes. function: a fastddpm_function. */
 typedef void (*fastddpm_function)(void* context, int64_t step);
 typedef struct {
   void* function;
