@@ -277,7 +277,7 @@ class Chain:
             edited=edited,
             known=known,
         )
-        plan = Plan(shape, self.num_steps, self.device)
+        plan = Plan(shape, self.num_steps, self.device, fused=network.fused)
         return Prepared(step, self.engine.prepare(step, plan), guidance, known)
 
 
