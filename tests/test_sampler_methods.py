@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_backends import needs_library
 from sampler_engines import FAST, running
 from torch import Tensor
 from unet_networks import VARIANTS, network
@@ -287,3 +288,15 @@ def test_nothing_is_drawn_of_nothing() -> None:
         how |= {"null_label": 1} if "guidance" in how else {}
         assert sampler.sample(0, labels=labels, **how).shape == (0, *SHAPE)
         list(sampler.stream(0, labels=labels, **how))
+
+
+@needs_library
+def test_native_programs_give_the_same_bits_for_every_batch() -> None:
+    unet = network(num_class_embeds=10)
+    sampler = Sampler(unet, DIFFUSION, "cpu")
+    for name in ("guided", "threshold", "hook of a multistep solver", "ddim with noise"):
+        options = {"labels": 3} | RECIPES[name] | {"seed": 4}
+        options["labels"] = 3
+        whole = sampler.sample(4, **options)
+        assert torch.equal(sampler.sample(4, batch_size=3, **options), whole)
+        assert torch.equal(sampler.sample(indices=[2], **options), whole[2:3])

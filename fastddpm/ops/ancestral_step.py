@@ -68,7 +68,8 @@ def ancestral_step_(
         prediction: "epsilon", "sample", "v_prediction" or "previous_sample".
         variance: "fixed_small", "fixed_large", "learned" or "learned_range".
         clip: bound of |x_0|, above 0; None for no bound.
-        x_0: float32 like x, contiguous: receives the estimate of x_0.
+        x_0: float32 like x, contiguous: receives the estimate of x_0. It may be the noise: then
+            each step reads the estimate of the step before.
         network_input: [B, C' >= C, *spatial], float32, bfloat16 or float16, contiguous or channels
             last: receives x_{t-1}, the network's next input, and zeros in the channels from C on.
         first_nonfinite: int64 [1], -1 before the chain: raised to i if model_output or x_{t-1}

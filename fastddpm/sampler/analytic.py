@@ -35,7 +35,7 @@ def with_analytic_variance(
     variance[0] = 0
     return replace(
         method,
-        rows=affine_rows(diffusion, from_x0, from_x, variance.sqrt()),
+        rows=affine_rows(method.rows, from_x0, from_x, variance.sqrt()),
         prediction="epsilon",
         variance="learned_range" if diffusion.learns_variance else "fixed_small",
         stochastic=True,

@@ -260,7 +260,7 @@ class Chain:
         if self._known_rows is not None:
             known_rows = self._known_rows.to(self.device, torch.float32)
             known = Known(known_rows, shape, self.engine.backend)
-        if self._recipe.edits:
+        if self._recipe.edits or method.in_halves:
             edited = EditedEstimate(self._recipe.edits, rows, shape, stochastic=method.stochastic)
         drawn = noise.allocate(shape[0], self._tables.timesteps) if method.stochastic else None
         step = AncestralStep(

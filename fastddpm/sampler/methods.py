@@ -61,6 +61,12 @@ class Method:
         """S."""
         return len(self.rows)
 
+    @property
+    def in_halves(self) -> bool:
+        """Whether the estimate of the step before has a share that no deviation can stand for,
+        since the network's own would have that place: see edited.py."""
+        return self.first is not None and self.variance != "fixed_small"
+
 
 def ancestral(diffusion: GaussianDiffusion, clip: float | None) -> Method:
     """x_{t-1} ~ p(x_{t-1} | x_t)."""
@@ -71,7 +77,7 @@ def ancestral(diffusion: GaussianDiffusion, clip: float | None) -> Method:
 
 def ddim(diffusion: GaussianDiffusion, clip: float | None, eta: float) -> Method:
     """The step with the same marginals and less noise, or with eta = 0 none."""
-    rows = affine_rows(diffusion, *_ddim(diffusion, eta))
+    rows = affine_rows(diffusion.step_table(), *_ddim(diffusion, eta))
     return _method(diffusion, rows, clip, stochastic=eta > 0)
 
 
@@ -81,8 +87,8 @@ def dpm_solver(diffusion: GaussianDiffusion, clip: float | None) -> Method:
     share = torch.zeros_like(from_x0)  # h / 2h°
     h = _log_snr_steps(diffusion)
     share[1:-1] = h[1:-1] / (2 * h[2:])
-    rows = affine_rows(diffusion, from_x0 * (1 + share), from_x, -from_x0 * share)
-    first = affine_rows(diffusion, from_x0, from_x, torch.zeros_like(share))
+    rows = affine_rows(diffusion.step_table(), from_x0 * (1 + share), from_x, -from_x0 * share)
+    first = affine_rows(diffusion.step_table(), from_x0, from_x, torch.zeros_like(share))
     return _method(diffusion, rows, clip, stochastic=False, first=first)
 
 
@@ -99,7 +105,7 @@ def inverse(diffusion: GaussianDiffusion, clip: float | None, network_at: str) -
     schedule = diffusion.schedule
     if network_at == "current":
         after = torch.cat([schedule.alphas_cumprod[1:], schedule.betas.new_zeros(1)])
-        rows = affine_rows(diffusion, *_against(schedule.alphas_cumprod, after))
+        rows = affine_rows(diffusion.step_table(), *_against(schedule.alphas_cumprod, after))
     else:
         rows = _undoing(diffusion, clip)
     upright = _method(diffusion, rows, clip, stochastic=False)
@@ -112,23 +118,24 @@ def inverse(diffusion: GaussianDiffusion, clip: float | None, network_at: str) -
     )
 
 
-def affine_rows(
-    diffusion: GaussianDiffusion, from_x0: Tensor, from_x: Tensor, sigma: Tensor
-) -> Tensor:
-    """Rows with these c, d and s, float64 [T] each, whatever variance the diffusion has.
+def affine_rows(table: Tensor, from_x0: Tensor, from_x: Tensor, sigma: Tensor) -> Tensor:
+    """The rows of a step table, float64 [S, 10], with these c, d and s, float64 [S] each, whatever
+    variance the diffusion has.
 
-    A network that gives a variance besides goes on giving it: its share is 0, and the gate is s.
+    A network that gives a variance besides goes on giving it: whatever it says lies between two
+    equal bounds. A negative s is that of an estimate, and no deviation: see ``Method.in_halves``.
     """
-    rows = diffusion.step_table()
-    zero = torch.zeros_like(sigma)
+    zero, noisy = torch.zeros_like(sigma), sigma > 0
+    log_variance = torch.where(noisy, 2 * sigma.clamp(min=0).log(), 0)
+    rows = table.clone()
     for name, column in (
         ("mean_from_x0", from_x0),
         ("mean_from_x", from_x),
         ("mean_from_output", zero),
         ("sigma", sigma),
-        ("log_variance_min", zero),
-        ("log_variance_max", zero),
-        ("noise_gate", sigma),
+        ("log_variance_min", log_variance),
+        ("log_variance_max", log_variance),
+        ("noise_gate", noisy.to(sigma)),
     ):
         rows[:, STEP_COLUMNS.index(name)] = column
     return rows
@@ -193,7 +200,7 @@ def _undoing(diffusion: GaussianDiffusion, clip: float | None) -> Tensor:
     # made of x - ε̂ in the place of x_0.
     x0_from_x[0], x0_from_output[0] = 1, -1
     from_x0[0], from_x[0] = -(1 - then[0]).sqrt(), then[0].sqrt() + (1 - then[0]).sqrt()
-    rows = affine_rows(diffusion, from_x0, from_x, sigma)
+    rows = affine_rows(diffusion.step_table(), from_x0, from_x, sigma)
     rows[:, STEP_COLUMNS.index("x0_from_x")] = x0_from_x
     rows[:, STEP_COLUMNS.index("x0_from_output")] = x0_from_output
     return rows

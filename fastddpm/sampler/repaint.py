@@ -47,16 +47,10 @@ def repaint(
     levels = torch.cat([torch.ones(1, dtype=torch.float64), diffusion.schedule.alphas_cumprod])
     share = levels[reached] / levels[index]  # r²: levels[k] is ᾱ of x_k, and step k leads to x_k
     sigma = (share * fixed_sigma[index] ** 2 + 1 - share).sqrt()
-    rows = affine_rows(
-        diffusion,
-        diffusion.schedule.posterior_mean_coef1,
-        diffusion.schedule.posterior_mean_coef2,
-        torch.zeros_like(own),
-    )[index]
-    for name in ("mean_from_x0", "mean_from_x"):
-        rows[:, STEP_COLUMNS.index(name)] *= share.sqrt()
-    for name in ("sigma", "noise_gate"):
-        rows[:, STEP_COLUMNS.index(name)] = sigma
+    schedule = diffusion.schedule
+    from_x0, from_x = schedule.posterior_mean_coef1[index], schedule.posterior_mean_coef2[index]
+    walked, scale = diffusion.step_table()[index], share.sqrt()
+    rows = affine_rows(walked, scale * from_x0, scale * from_x, sigma)
     known = _known_rows(levels[reached])
     method = ancestral(diffusion, clip)
     table = replace(

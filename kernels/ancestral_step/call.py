@@ -28,7 +28,8 @@ class StepCall(NamedTuple):
         i: int64 [1], the row.
     Writes, where not None:
         x: float32 [B, C, *spatial], contiguous; x_t becomes x_{t-1}.
-        x_0: float32 like x, contiguous; the estimate.
+        x_0: float32 like x, contiguous; the estimate. It may be noise, of which every element is
+            read before it is written.
         network_input: [B, C', *spatial], C' >= C, contiguous or channels last, one of
             NETWORK_DTYPES; x_{t-1} rounded to its dtype, and zeros in the channels from C on.
         first_nonfinite: int64 [1]; the maximum of itself and i if model_output or x_{t-1} holds NaN

@@ -72,7 +72,8 @@ FASTDDPM_API int32_t fastddpm_normal(float* out, const int64_t* indices, int64_t
                                      int64_t elements, uint64_t seed, const int64_t* steps,
                                      int64_t step_count, int32_t purpose, int32_t threads);
 
-/* One reverse step, x_prev [B, N] and x_0 [B, N] (may be null) from x [B, N]; x_prev may be x.
+/* One reverse step, x_prev [B, N] and x_0 [B, N] (may be null) from x [B, N]; x_prev may be x, and
+ * x_0 may be noise.
  * model_output: [B, N], or [B, 2 N] with the variance second if `variance` is learned.
  * table [rows, FASTDDPM_STEP_COLUMNS], row [1]: the step's index, read at run time.
  * clip: bound of |x_0|, infinity for none.
