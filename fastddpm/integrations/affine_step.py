@@ -5,7 +5,8 @@
 
 ops.ancestral_step is that step without the third term of the mean, float32 and with a clamp for a
 bound. The third term takes the place of the noise where there is none. All else runs in torch:
-other dtypes, a threshold, a variance that the network gives as it is, gradients.
+other dtypes, a threshold, a variance that the network gives as it is, gradients. On plain CPU
+tensors of a fixed variance the same kernel is called with its table bound (ops.bound_step).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from fastddpm import ops
 from fastddpm.integrations.threshold import Threshold
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
+from fastddpm.ops.bound_step import CPU, BoundStep, plain
 
 # What the second half of an output with 2C channels says; "given" is σ² itself.
 FIXED, LEARNED, LEARNED_RANGE, GIVEN = "fixed_small", "learned", "learned_range", "given"
@@ -43,6 +45,8 @@ class AffineStep:
     _copies: dict[tuple[str, torch.device, torch.dtype], Tensor] = field(
         default_factory=dict, init=False, repr=False
     )
+    # With the output in the noise's place or not.
+    _steps: dict[bool, BoundStep] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(
         self, x: Tensor, output: Tensor, t: int | Tensor, noise: Tensor | None
@@ -59,6 +63,8 @@ class AffineStep:
                 f"model_output: expected {2 * x.shape[1]} channels, the variance among them, "
                 f"got {list(output.shape)}"
             )
+        if isinstance(t, int) and self._binds(x, output, noise):
+            return self._bound(x, output, t, noise)
         i = self.index(x.device)[t : t + 1] if isinstance(t, int) else t.reshape(1)
         variance = self.variance if doubled else FIXED
         if self._fuses(x, output, variance):
@@ -83,6 +89,35 @@ class AffineStep:
             and variance != GIVEN
             and not grad
         )
+
+    def _binds(self, x: Tensor, output: Tensor, noise: Tensor | None) -> bool:
+        """Whether one foreign call computes this."""
+        return (
+            self.variance == FIXED
+            and self.threshold is None
+            and (self.clip is None or self.clip > 0)
+            and plain(x, output, x if noise is None else noise)
+            and x.ndim >= 2
+            and x.shape == output.shape
+            and BoundStep.available()
+        )
+
+    def _bound(
+        self, x: Tensor, output: Tensor, t: int, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if noise is None:
+            return self._step(self._by_output)(x, output, output if self._by_output else x, t)
+        x_prev, x_0 = self._step(False)(x, output, noise, t)
+        if self._by_output:
+            x_prev.add_(output, alpha=float(self.rows[t, _OUTPUT]))
+        return x_prev, x_0
+
+    def _step(self, by_output: bool) -> BoundStep:
+        """With the rows, or with the output in the noise's place."""
+        if by_output not in self._steps:
+            table = self._copy("output" if by_output else "rows", CPU, torch.float32)
+            self._steps[by_output] = BoundStep(table, self.clip)
+        return self._steps[by_output]
 
     def _fused(
         self, x: Tensor, output: Tensor, i: Tensor, noise: Tensor | None, variance: str

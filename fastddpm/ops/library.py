@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastddpm.ops import program_abi
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 LIBRARY_NAME = "libfastddpm_cpu" + (".dylib" if sys.platform == "darwin" else ".so")
 ISA_VARIABLE = "FASTDDPM_CPU_ISA"
 
@@ -35,6 +35,7 @@ _SIGNATURES: dict[str, list[type]] = {
         *[_pointer, _pointer, _int64, _int64, _uint64],
         *[_pointer, _int64, _int32, _int32],
     ],
+    "fastddpm_torch_normal": [_pointer, _int64, _pointer],
     "fastddpm_ancestral_step": [
         *[_pointer, _pointer, _pointer, _pointer, _pointer, _pointer, _int64, _pointer],
         *[_int64, _int64, _int32, _int32, ctypes.c_float],
