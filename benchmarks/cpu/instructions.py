@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import report
+from benchmarks import origin
 from benchmarks.cpu import work
 from fastddpm.engine.cpu.native import NativeProgram
 from fastddpm.kernels.attention import cases as attention_cases
@@ -35,7 +35,7 @@ from fastddpm.ops.program_abi import (
 )
 
 # The tests know how an instruction's maps lie in memory.
-sys.path.append(str(report.REPOSITORY / "tests"))
+sys.path.append(str(origin.REPOSITORY / "tests"))
 
 import cpu_instructions as harness
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, Protocol
 
-from benchmarks import report
+from benchmarks import origin
 from benchmarks.cpu.worker import Prepared, name_of
 
 # Of what a worker has printed before it failed, so many lines are kept.
@@ -104,7 +104,7 @@ def worker(prepare: Callable[..., Prepared], path: str = "", **arguments: Any) -
             stdout=subprocess.PIPE,
             stderr=log,
             bufsize=0,
-            cwd=report.REPOSITORY,
+            cwd=origin.REPOSITORY,
             env=os.environ | {"PYTHONPATH": paths},
         ) as process,
     ):

@@ -16,7 +16,7 @@ RESULTS = REPOSITORY / "benchmarks/results"
 PACKAGES = ("fastddpm", "torch", "triton", "diffusers")
 
 
-def origin() -> dict[str, Any]:
+def described() -> dict[str, Any]:
     """The commit, the versions and the kind of machine that a result comes from."""
     return {
         "commit": _git("rev-parse", "HEAD"),
