@@ -46,9 +46,7 @@ def pytest_benchmark_update_machine_info(
     machine_info |= machine.described(config.getoption("threads"))
 
 
-def pytest_benchmark_update_commit_info(
-    config: pytest.Config, commit_info: dict[str, Any]
-) -> None:
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
     kept = {key: commit_info[key] for key in ("id", "dirty") if key in commit_info}
     commit_info.clear()
     commit_info |= kept
@@ -68,9 +66,7 @@ def pytest_benchmark_update_json(
 
 
 class Compare(Protocol):
-    def __call__(
-        self, subject: str, case: str, turns: dict[str, Turn], **facts: Any
-    ) -> None: ...
+    def __call__(self, subject: str, case: str, turns: dict[str, Turn], **facts: Any) -> None: ...
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Elementwise ops on 16 images of 3x32x32 beside the torch operations that they replace.
 
-    ancestral_step   kernels/ancestral_step/reference.py
-    normal           torch.randn, of another stream; and the specification, fastddpm/noise.py
-    torch_normal     torch.randn, of the same stream
-    q_sample         sqrt(ᾱ) x_0 + sqrt(1 - ᾱ) torch.randn
+ancestral_step   kernels/ancestral_step/reference.py
+normal           torch.randn, of another stream; and the specification, fastddpm/noise.py
+torch_normal     torch.randn, of the same stream
+q_sample         sqrt(ᾱ) x_0 + sqrt(1 - ᾱ) torch.randn
 """
 
 from __future__ import annotations

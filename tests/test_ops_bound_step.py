@@ -20,22 +20,25 @@ DIFFUSION = GaussianDiffusion(NoiseSchedule.linear(12), variance="fixed_large")
 
 
 @needs_library
+@pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
 @pytest.mark.parametrize("clip", [None, 0.7])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1), (4, 3, 33), (0, 3, 4, 4)])
-def test_is_the_op_bit_for_bit(shape: tuple[int, ...], clip: float | None) -> None:
+def test_is_the_op_bit_for_bit(shape: tuple[int, ...], clip: float | None, variance: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x, output, z = (torch.randn(shape, generator=generator) for _ in range(3))
     if x.numel():
         x.view(-1)[0] = torch.nan
+    if variance == "learned_range":
+        output = torch.cat([output, z], dim=1)
     table = DIFFUSION.step_table().float()
-    step = BoundStep(table, clip)
+    step = BoundStep(table, clip, variance)
     for row in (0, 5, 11):
         expected = ops.ancestral_step(
             *(x, output, z, table, torch.tensor([row])),
             prediction="epsilon",
-            variance="fixed_large",
+            variance=variance,
             clip=clip,
-            backend="reference",
+            backend="cpu",
         )
         for a, b in zip(step(x, output, z, row), expected, strict=True):
             assert same_bits(a, b) and a.is_contiguous()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from fastddpm.ops.ancestral_step import VARIANCE_CODES
 from fastddpm.ops.backends import kernels_of
 from fastddpm.ops.library import cpu_library
 
@@ -39,20 +40,21 @@ def plain(*tensors: Tensor) -> bool:
 
 
 class BoundStep:
-    """x_{t-1} and x_0 of a fixed variance, by a row of this table.
+    """x_{t-1} and x_0 by a row of this table.
 
-    table: float32 [T, 10] on the CPU, contiguous. clip: bound of |x_0|; None for none.
+    table: float32 [T, 10] on the CPU, contiguous. clip: bound of |x_0|; None for none. variance: as
+    ops.ancestral_step's.
     """
 
-    def __init__(self, table: Tensor, clip: float | None) -> None:
+    def __init__(self, table: Tensor, clip: float | None, variance: str = "fixed_small") -> None:
         # Kept alive: their addresses are bound.
         self._table, self._rows = table, torch.arange(len(table), device=CPU)
         self._table_at, self._rows_at = table.data_ptr(), self._rows.data_ptr()
-        self._clip = clip
+        self._clip, self._variance = clip, variance
 
-    def __reduce__(self) -> tuple[type, tuple[Tensor, float | None]]:
+    def __reduce__(self) -> tuple[type, tuple[Tensor, float | None, str]]:
         """A copy binds the addresses of its own table."""
-        return BoundStep, (self._table, self._clip)
+        return BoundStep, (self._table, self._clip, self._variance)
 
     @staticmethod
     def available() -> bool:
@@ -60,15 +62,17 @@ class BoundStep:
         return cpu_library().handle is not None and kernels_of(CPU) == "cpu"
 
     def __call__(self, x: Tensor, output: Tensor, noise: Tensor, row: int) -> tuple[Tensor, Tensor]:
-        """x, output, noise: `plain`, of one shape [B, C, *spatial]. row: in [0, T)."""
+        """x, noise: `plain`, [B, C, *spatial]. output: the same, [B, 2C, *spatial] if the variance
+        is learned. row: in [0, T)."""
         assert 0 <= row < len(self._table)
         x_prev, x_0 = torch.empty_like(x), torch.empty_like(x)
         clip = math.inf if self._clip is None else self._clip
-        # Elements follow one another: for a step they may be those of a single sample.
+        samples = max(len(x), 1)
         cpu_library().call(
             "fastddpm_ancestral_step",
             *(x_prev.data_ptr(), x_0.data_ptr(), x.data_ptr(), output.data_ptr()),
             *(noise.data_ptr(), self._table_at, len(self._table), self._rows_at + _NUMBER * row),
-            *(1, x.numel(), 0, 0, clip, 0, None, None, torch.get_num_threads()),
+            *(samples, x.numel() // samples, 0, VARIANCE_CODES[self._variance], clip),
+            *(0, None, None, torch.get_num_threads()),
         )
         return x_prev, x_0
