@@ -47,9 +47,8 @@ def pytest_benchmark_update_machine_info(
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
-    kept = {key: commit_info[key] for key in ("id", "dirty") if key in commit_info}
-    commit_info.clear()
-    commit_info |= kept
+    for key in commit_info.keys() - {"id", "dirty"}:
+        del commit_info[key]
 
 
 def pytest_benchmark_update_json(
@@ -63,6 +62,18 @@ def pytest_benchmark_update_json(
 
 
 # ---- fixtures
+
+
+class Folders(dict[str, Path]):
+    """Written when they are asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = self._root / name
+        networks.write(name, self[name])
+        return self[name]
 
 
 class Compare(Protocol):
@@ -109,7 +120,4 @@ def running() -> Iterator[ExitStack]:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The networks that are compared, by name, in diffusers' layout."""
-    found = {name: tmp_path_factory.mktemp("networks") / name for name in networks.NAMES}
-    for name, folder in found.items():
-        networks.write(name, folder)
-    return found
+    return Folders(tmp_path_factory.mktemp("networks"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,10 @@ def test_chain(
     setup = Setup(folders[name], batch, threads)
     turns = {}
     for one in CONTENDERS:
-        given = {"setup": setup.as_json(), "contender": one.as_json(), "clock": "wall"}
+        given: dict[str, Any] = {
+            "setup": setup.as_json(),
+            "contender": one.as_json(),
+            "clock": "wall",
+        }
         turns[one.name] = running.enter_context(worker(chain.prepared, **given, steps=steps)).turn
     compare("Whole chain", f"{name}, batch {batch}, {steps} steps", turns, batch=batch, steps=steps)

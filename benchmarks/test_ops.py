@@ -29,7 +29,7 @@ def ancestral_step() -> Calls:
     generator = torch.Generator().manual_seed(0)
     x, output, z = (torch.randn(SHAPE, generator=generator) for _ in range(3))
     table = GaussianDiffusion(NoiseSchedule.linear(1000)).step_table().float()
-    settings = {"prediction": "epsilon", "variance": "fixed_small", "clip": 1.0}
+    settings: dict[str, Any] = {"prediction": "epsilon", "variance": "fixed_small", "clip": 1.0}
 
     def step(backend: str) -> Any:
         row = torch.tensor([ROW])

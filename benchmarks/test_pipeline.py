@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,10 +35,10 @@ def test_pipeline(
     steps: int,
 ) -> None:
     name, batch = size
-    given = {"setup": Setup(folders[name], batch, threads).as_json(), "steps": steps}
+    given: dict[str, Any] = {"setup": Setup(folders[name], batch, threads).as_json()}
     workers = {
         library: running.enter_context(
-            worker(pipeline.prepared, **given, accelerated=library == OURS)
+            worker(pipeline.prepared, **given, steps=steps, accelerated=library == OURS)
         )
         for library in (OURS, "diffusers")
     }
@@ -45,6 +46,6 @@ def test_pipeline(
     apart = np.abs(ours - theirs)
     assert apart.max() <= LEVELS and (apart == 0).mean() >= EQUAL
     turns = {library: one.turn for library, one in workers.items()}
-    facts = {"steps": steps, "largest_difference_of_255": int(apart.max())}
+    facts: dict[str, Any] = {"steps": steps, "largest_difference_of_255": int(apart.max())}
     facts["equal_pixels"] = float((apart == 0).mean())
     compare("DDPMPipeline", f"{name}, batch {batch}, {steps} steps", turns, batch=batch, **facts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,11 @@ def test_call(
     networks.write_expected(setup.folder, batch)
     turns = {}
     for one in CONTENDERS:
-        arguments = {"setup": setup.as_json(), "contender": one.as_json(), "clock": "wall"}
+        arguments: dict[str, Any] = {
+            "setup": setup.as_json(),
+            "contender": one.as_json(),
+            "clock": "wall",
+        }
         own = running.enter_context(worker(calls.prepared, **arguments))
         measure.require_agreement(one, own.found)
         turns[one.name] = own.turn

@@ -48,7 +48,7 @@ CLOCKS: dict[str, Timer] = {"wall": wall_milliseconds, "processor": processor_mi
 
 def cuda_milliseconds(call: Callable[[], object]) -> float:
     """From before the call to after its last kernel, by events on the current stream."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     begin.record()
     call()

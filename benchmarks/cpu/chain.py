@@ -67,7 +67,7 @@ def prepared(setup: dict[str, Any], contender: dict[str, Any], steps: int, clock
     return None, lambda: timer(draw)
 
 
-def ours(setup: Setup, steps: int, **options: str) -> Callable[[], Tensor]:
+def ours(setup: Setup, steps: int, **options: Any) -> Callable[[], Tensor]:
     """Our sampler: network, noise and step in one program."""
     unet, diffusion = fastddpm.from_pretrained(setup.folder)
     respaced = diffusion.respace(timesteps.linspace(diffusion.num_steps, steps))
