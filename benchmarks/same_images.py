@@ -39,7 +39,7 @@ class Chain(NamedTuple):
     seed: int = 0
 
 
-CHAINS = (Chain("mnist", 1000, 16), Chain("cifar10", 50, 4))
+CHAINS = (Chain("mnist", 1000, 8), Chain("cifar10", 50, 2))
 
 
 def compared(chain: Chain) -> dict[str, Any]:
