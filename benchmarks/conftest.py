@@ -59,6 +59,7 @@ def pytest_benchmark_update_json(
         # What extra_info has, too.
         one["stats"].pop("data", None)
         one["params"] = None
+        one["options"].pop("timer", None)
 
 
 # ---- fixtures

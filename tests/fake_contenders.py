@@ -87,3 +87,14 @@ def sleepless(file: str) -> Prepared:
     Path(file).write_text(str(os.getpid()))
     while True:
         time.sleep(1)
+
+
+def drawing(name: str, dtype: str, batch: int, rounds: int) -> Prepared:
+    """A contender of benchmarks.gpu. "diffusers eager" cannot be prepared, and one that compiles
+    with max-autotune ends after two turns."""
+    if name == "diffusers eager":
+        raise RuntimeError("no memory")
+    answers: list[Any] = [float(batch)] * rounds + [{"kernels_per_step": 9}]
+    if name.endswith("max-autotune"):
+        answers = [1.0, 1.0]
+    return {"steps": 5}, iter(answers).__next__

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 # benchmarks/ is no part of the package. Appended, so that nothing installed is shadowed.
 sys.path.append(str(Path(__file__).parents[1]))
 
+import fake_contenders as fakes
+
 from benchmarks import parts, report, timing
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import contenders, kernels, profiling, throughput
@@ -260,18 +262,41 @@ def test_every_contender_draws(rival: nn.Module, monkeypatch: pytest.MonkeyPatch
         assert images.shape == (2, 3, 8, 8) and images.isfinite().all()
 
 
-def test_a_contender_that_cannot_run_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, answer in (("synchronize", None), ("memory_allocated", 5)):
-        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 12)
+def test_contenders_are_prepared_side_by_side_and_take_turns() -> None:
+    options = Options(dtypes=("float32",), batches=(2, 3), rounds=3, patience=60.0)
+    groups = [throughput.Group("float32", batch) for batch in options.batches]
+    with throughput.prepared(groups, options, fakes.drawing, fakes.FOLDER) as workers:
+        found = [throughput.measured(workers[group], group.batch, 3) for group in groups]
+    for figures, batch in zip(found, options.batches, strict=True):
+        said = figures["contenders"]
+        assert said[contenders.OURS]["step_ms"]["samples"] == [batch] * 3
+        assert said[contenders.OURS]["kernels_per_step"] == 9
+        assert "no memory" in said[contenders.EAGER]["error"]
+        assert "StopIteration" in said[contenders.compiled_name("max-autotune")]["error"]
+        best = contenders.compiled_name("reduce-overhead")
+        assert figures["best_compiled"] == best and figures["times_faster_than"].keys() == {best}
 
-    def broken() -> contenders.Draw:
-        raise torch.OutOfMemoryError("no memory")
 
-    assert throughput.prepared(broken) == ({"error": "OutOfMemoryError: no memory"}, None)
-    found, draw = throughput.prepared(lambda: lambda: torch.tensor([1.0, torch.nan]))
-    assert found == {"peak_memory_bytes": 7, "finite": False} and draw is not None
+def test_a_contender_that_takes_too_long_is_given_up() -> None:
+    options = Options(dtypes=("float32",), batches=(2,), modes=(), patience=0.1)
+    group = throughput.Group("float32", 2)
+    with throughput.prepared([group], options, fakes.drawing, fakes.FOLDER) as found:
+        figures = throughput.measured(found[group], 2, 3)
+    assert figures["contenders"][contenders.OURS] == {"error": "SIGKILL"}
+    assert "times_faster_than" not in figures
+
+
+def test_waves_hold_whole_groups() -> None:
+    groups = [throughput.Group("tf32", batch) for batch in (1, 16, 64)]
+    assert throughput.waves(groups, Options(workers=9)) == [groups[:2], groups[2:]]
+    assert throughput.waves(groups, Options(workers=1)) == [[group] for group in groups]
+
+
+def test_chains_are_shorter_where_steps_take_long() -> None:
+    steps = [contenders.steps_of(contenders.OURS, batch, "bfloat16") for batch in (1, 64, 256)]
+    assert steps == [200, 100, 25]
+    assert contenders.steps_of(contenders.OURS, 256, "float32") == 25
+    assert contenders.steps_of(contenders.EAGER, 1, "float32") == contenders.EAGER_STEPS
 
 
 def test_kernel_calls_run() -> None:

@@ -3,6 +3,7 @@ tensors."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -216,6 +217,13 @@ def test_a_compiled_step_is_captured_as_one_call() -> None:
     with emulated() as device:
         runner = CudaGraphs(unroll=3).prepare(step, PLAN)
         assert launches(device.graphs[-1]) == {"compiled step": 1, "aten::sub_": 1}
+        assert torch.equal(runner(X), eager.prepare(Carrying(SHAPE), PLAN)(X))
+
+
+def test_a_fused_step_is_captured_as_it_is() -> None:
+    with emulated() as device:
+        runner = CudaGraphs().prepare(Carrying(SHAPE), dataclasses.replace(PLAN, fused=True))
+        assert "compiled step" not in launches(device.graphs[-1])
         assert torch.equal(runner(X), eager.prepare(Carrying(SHAPE), PLAN)(X))
 
 

@@ -27,14 +27,11 @@ from fastddpm.kernels.residual_sum import triton_kernel as sum_kernel
 
 every_sm = pytest.mark.parametrize("sm", SMS)
 
-# One for each way through the kernels, on a sample or two: one pass, padded, in parts, joined,
-# split.
+# One for each way through the kernels, on a sample or two: one pass, padded, joined, split.
 SHORT = (
     Case("plain", (1, 32, 4, 4), 8),
     Case("film", (2, 16, 8, 4), 4, "each", film=True, keep_total=False),
     Case("threes", (1, 16, 5, 3), 8, "shared", True, joined=8),
-    Case("parts", (1, 32, 7, 6), 4, "shared", True, joined=16),
-    Case("parts_of_threes", (1, 24, 8, 8), 8, "each", keep_total=False),
     Case("wide", (1, 64, 17, 16), 1, "each", True, activation=None),
 )
 SPLIT = (
@@ -90,9 +87,8 @@ def test_forward_split(case: Case, sm: int) -> None:
 
 @every_sm
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("case", SHORT[2:4], ids=lambda case: case.name)
-def test_forward_in_other_dtypes(case: Case, dtype: torch.dtype, sm: int) -> None:
-    check(case, sm, dtype)
+def test_forward_in_other_dtypes(dtype: torch.dtype, sm: int) -> None:
+    check(SHORT[2], sm, dtype)
 
 
 @every_sm

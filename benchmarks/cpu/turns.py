@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, Protocol
@@ -86,12 +87,18 @@ class Worker:
 
 
 @contextmanager
-def worker(prepare: Callable[..., Prepared], path: str = "", **arguments: Any) -> Iterator[Worker]:
+def worker(
+    prepare: Callable[..., Prepared],
+    path: str = "",
+    patience: float | None = None,
+    **arguments: Any,
+) -> Iterator[Worker]:
     """A worker that has run prepare(**arguments), until the context ends.
 
-    prepare: a function that a worker can import. arguments: what JSON can hold.
-    path:    folders that come first where the worker imports from.
-    Raises Ended if it fails.
+    prepare:  a function that a worker can import. arguments: what JSON can hold.
+    path:     folders that come first where the worker imports from.
+    patience: seconds that preparing may take; None: any.
+    Raises Ended if it fails, or is killed because it took longer.
     """
     command = [sys.executable, "-m", "benchmarks.cpu.worker", name_of(prepare)]
     command += [json.dumps(arguments), str(os.getpid())]
@@ -108,9 +115,15 @@ def worker(prepare: Callable[..., Prepared], path: str = "", **arguments: Any) -
             env=os.environ | {"PYTHONPATH": paths},
         ) as process,
     ):
+        timer = threading.Timer(patience or threading.TIMEOUT_MAX, process.kill)
+        timer.daemon = True
+        timer.start()
         try:
-            yield Worker(process, log)
+            prepared = Worker(process, log)
+            timer.cancel()
+            yield prepared
         finally:
+            timer.cancel()
             # Also of a process that is stopped.
             process.kill()
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from benchmarks import gpu, parts, report
-from benchmarks.gpu.options import PARTS, Options
+from benchmarks.gpu.options import MODES, PARTS, Options
 
 # Seconds for all parts.
 LIMIT, QUICK_LIMIT = 4 * 3600.0, 600.0
+SETTINGS = ("modes", "rounds", "workers", "patience")
 NO_GPU = "benchmarks.gpu needs a CUDA device, and this torch sees none"
 
 
@@ -24,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr)
         return 1
-    options = Options.of(quick=given.quick, batches=given.batch, dtypes=given.dtype)
+    settings = {name: getattr(given, name) for name in SETTINGS}
+    options = Options.of(quick=given.quick, batches=given.batch, dtypes=given.dtype, **settings)
     if given.piece is not None:
         parts.write_piece(_part(given.parts[0], options), given.piece)
         return 0
@@ -59,9 +61,12 @@ def _part(name: str, options: Options) -> parts.Part:
 def _command(given: argparse.Namespace) -> Any:
     """The command that runs one part, with the options that this one was given."""
     shared = ["--quick"] if given.quick else []
-    for name in ("batch", "dtype"):
+    for name in ("batch", "dtype", "modes"):
         if getattr(given, name):
             shared += [f"--{name}", ",".join(map(str, getattr(given, name)))]
+    for name in ("rounds", "workers", "patience"):
+        if getattr(given, name) is not None:
+            shared += [f"--{name}", str(getattr(given, name))]
 
     def command(part: str, piece: Path) -> list[str]:
         start = [sys.executable, "-m", "benchmarks.gpu", "--parts", part, "--piece", str(piece)]
@@ -92,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--parts", type=_parts, default=list(PARTS), help=f"of {','.join(PARTS)} (default: all)")
     add("--batch", type=_numbers, help="batch sizes of the throughput, for instance 1,16,64,256")
     add("--dtype", type=_words, help="of float32,tf32,bfloat16 (default: all)")
+    add("--modes", type=_words, help=f"of torch.compile's modes (default: {','.join(MODES)})")
+    add("--rounds", type=int, help="timed chains of each contender")
+    add("--workers", type=int, help="contenders prepared side by side (3 GB of memory each)")
+    add("--patience", type=float, help="seconds that a contender may take to prepare")
     add("--limit", type=float, help="seconds for all parts (default: 4 hours; 600 if quick)")
     add("--out", type=Path, help="JSON to write (default: benchmarks/results/gpu_<device>.json)")
     add("--piece", type=Path, help=argparse.SUPPRESS)

@@ -1,11 +1,13 @@
 """Whole chains of the same network with the same random weights: ours and diffusers'.
 
-Each contender is a call that draws a batch of images by ``steps`` steps, on the GPU.
+Each contender is a call that draws a batch of images by ``steps`` steps, on the GPU. ``prepare`` is
+what a process of its own runs (benchmarks/cpu/worker.py): a contender, its chains and its profile.
 """
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import timing
+from benchmarks.cpu.worker import Prepared
+from benchmarks.gpu import profiling
 from benchmarks.inductor_launches.networks import CIFAR10
 from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler, UNet, timesteps
 from fastddpm.engine import precision
@@ -21,6 +26,60 @@ from fastddpm.integrations.diffusers import DiffusersReader
 DEVICE = "cuda"
 OURS, EAGER = "fastddpm", "diffusers eager"
 Draw = Callable[[], Tensor]
+
+
+# Steps of a timed chain. What a chain itself costs (reading the weights anew: 3 ms) is spread over
+# 1000 when a user draws; eager networks have nothing like it.
+MOST_STEPS, FEWEST_STEPS = 200, 25
+EAGER_STEPS = 20
+# A bfloat16 image's step is 1.
+COST = {"bfloat16": 1, "tf32": 2, "float32": 16}
+STEPS_AT_COST = 6400
+
+
+def steps_of(name: str, batch: int, dtype: str) -> int:
+    """How many steps a timed chain has: fewer where a step takes long."""
+    if name == EAGER:
+        return EAGER_STEPS
+    return min(max(STEPS_AT_COST // (COST[dtype] * batch), FEWEST_STEPS), MOST_STEPS)
+
+
+def prepare(name: str, batch: int, dtype: str, rounds: int) -> Prepared:
+    """A contender's memory and the seconds until its first chain was drawn; and its turns.
+
+    A turn is milliseconds of a step; the one after ``rounds`` turns a profile.
+    """
+    steps, report = steps_of(name, batch, dtype), list[str]()
+    torch.zeros(1, device=DEVICE)
+    torch.cuda.synchronize()
+    rival, begin = rival_network(), time.perf_counter()
+    with precision_of(dtype):
+        if name == OURS:
+            sampler, draw = ours(rival, batch, dtype, steps)
+        elif name == EAGER:
+            draw = eager(rival, batch, dtype, steps)
+        else:
+            draw = compiled(rival, batch, dtype, steps, name.rpartition(" ")[2])
+        draw()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+        finite = bool(draw().isfinite().all())
+    if name == OURS:
+        report = sampler.explain().splitlines()
+    found = {
+        **{"seconds_to_first_chain": seconds, "steps": steps, "finite": finite, "ran": report},
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(),
+    }
+    turns = iter(range(rounds))
+
+    def turn() -> Any:
+        with precision_of(dtype):
+            if next(turns, None) is None:
+                return profiling.launches(draw, steps)
+            draw()
+            return timing.cuda_milliseconds(draw) / steps
+
+    return found, turn
 
 
 def compiled_name(mode: str) -> str:
@@ -59,7 +118,7 @@ def ours(
     """A sampler on the GPU, and the call that draws with it; the first one prepares."""
     diffusion = GaussianDiffusion(NoiseSchedule.linear(1000), variance="fixed_large")
     sampler = Sampler(
-        our_network(rival),
+        our_network(rival).to(DEVICE),
         diffusion.respace(timesteps.linspace(1000, steps)),
         engine=engine,
         device=DEVICE,

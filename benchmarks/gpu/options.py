@@ -15,15 +15,19 @@ MODES = ("reduce-overhead", "max-autotune")
 class Options:
     """quick: fewer checks, one compile mode. batches, dtypes: what throughput is measured for.
 
-    steps: steps of a timed chain. rounds: timed chains of each contender.
+    modes:    torch.compile's, which the rival is given.
+    rounds:   timed chains of each contender.
+    workers:  contenders prepared side by side, at most (but all of one batch and dtype always).
+    patience: seconds that a contender may take to prepare.
     """
 
     quick: bool = False
     batches: tuple[int, ...] = (1, 16, 64, 256)
     dtypes: tuple[str, ...] = DTYPES
     modes: tuple[str, ...] = MODES
-    steps: int = 50
-    rounds: int = 9
+    rounds: int = 7
+    workers: int = 16
+    patience: float = 1800.0
 
     @classmethod
     def of(
@@ -32,8 +36,9 @@ class Options:
         quick: bool = False,
         batches: tuple[int, ...] | None = None,
         dtypes: tuple[str, ...] | None = None,
+        **others: Any,
     ) -> Options:
-        """The defaults, or those of --quick, but for what is given.
+        """The defaults, or those of --quick, but for what is given and not None.
 
         Raises ValueError for an unknown dtype or a batch below 1.
         """
@@ -43,8 +48,8 @@ class Options:
             raise ValueError(f"batches are at least 1; got {wrong}")
         own = cls(quick=quick)
         if quick:
-            own = cls(True, (16,), ("bfloat16",), MODES[:1], steps=20, rounds=5)
-        given = {"batches": batches, "dtypes": dtypes}
+            own = cls(True, (16,), ("bfloat16",), MODES[:1], rounds=5)
+        given = {"batches": batches, "dtypes": dtypes, **others}
         return cls(**(vars(own) | {name: value for name, value in given.items() if value}))
 
     def as_dict(self) -> dict[str, Any]:

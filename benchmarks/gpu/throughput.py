@@ -1,105 +1,130 @@
 """Ho's CIFAR-10 net with random weights: whole chains of ours and of diffusers, taking turns.
 
-images a second = batch / (1000 · time of a step)
+    images a second = batch / (1000 · time of a step)
+
+Each contender has a process of its own: they are prepared side by side, as torch.compile takes
+minutes for some, and then one at a time draws.
 """
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from typing import Any
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from benchmarks import timing
-from benchmarks.gpu import ceilings, contenders, profiling
-from benchmarks.gpu.contenders import EAGER, OURS, Draw, compiled_name
+from benchmarks.cpu import turns
+from benchmarks.cpu.turns import Ended, Worker
+from benchmarks.cpu.worker import Prepared
+from benchmarks.gpu import ceilings, contenders
+from benchmarks.gpu.contenders import EAGER, OURS, compiled_name
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.traffic import Traffic, flop_of
 from fastddpm.kernels.ancestral_step.cases import Case, NetworkInput
-from fastddpm.sampler import Sampler
 from fastddpm.unet import PackedUNet
 
 CHAIN = 1000
+# Of each contender that compiles.
+COMPILE_THREADS = 4
+
+
+class Group(NamedTuple):
+    """What contenders are compared in."""
+
+    dtype: str
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.dtype} batch {self.batch}"
 
 
 def run(options: Options) -> Iterator[tuple[str, Any]]:
     """Yields ("DTYPE batch B", figures) for each, and before them the ceilings they are held to."""
     rival = contenders.rival_network()
     most = {"bytes_per_second": ceilings.bytes_per_second()["median"]}
+    limits: dict[str, dict[str, float]] = {}
     for dtype in options.dtypes:
         flop = ceilings.flop_per_second(dtype)["median"]
-        limits = most | {"flop_per_second": flop}
-        yield f"ceilings {dtype}", limits
-        for batch in options.batches:
-            with contenders.precision_of(dtype):
-                figures = measured(rival, batch, dtype, options, limits)
-            print(f"{dtype} batch {batch}: {_spoken(figures)}", flush=True)
-            yield f"{dtype} batch {batch}", figures
-            torch.compiler.reset()
-            gc.collect()
-            torch.cuda.empty_cache()
+        limits[dtype] = most | {"flop_per_second": flop}
+        yield f"ceilings {dtype}", limits[dtype]
+    torch.cuda.empty_cache()
+    groups = [Group(dtype, batch) for dtype in options.dtypes for batch in options.batches]
+    for wave in waves(groups, options):
+        with prepared(wave, options) as workers:
+            for group in wave:
+                figures = measured(workers[group], group.batch, options.rounds)
+                if OURS in figures["contenders"] and "step_ms" in figures["contenders"][OURS]:
+                    step_ms = figures["contenders"][OURS]["step_ms"]["median"]
+                    figures |= shares(rival, group.batch, group.dtype, step_ms, limits[group.dtype])
+                print(f"{group}: {_spoken(figures)}", flush=True)
+                yield str(group), figures
 
 
-def measured(
-    rival: nn.Module, batch: int, dtype: str, options: Options, limits: dict[str, float]
-) -> dict[str, Any]:
-    """The figures of every contender, the ratios to ours, and our shares of the ceilings."""
-    steps = options.steps
-    figures: dict[str, Any] = {}
-    draws: dict[str, Draw] = {}
-    samplers: list[Sampler] = []
-    for name, make in _makers(rival, batch, dtype, options, samplers).items():
-        figures[name], draw = prepared(make)
-        if draw is not None:
-            draws[name] = draw
-    for sampler in samplers:
-        figures[OURS]["ran"] = sampler.explain().splitlines()
-    times = timing.interleaved(draws, options.rounds, timing.cuda_milliseconds)
-    of_step = {name: [time / steps for time in samples] for name, samples in times.items()}
-    for name, samples in of_step.items():
-        figures[name] |= speed(samples, batch) | profiling.launches(draws[name], steps)
-    result: dict[str, Any] = {"contenders": figures}
-    if OURS in of_step:
-        result |= compared(of_step)
-        result |= shares(rival, batch, dtype, figures[OURS]["step_ms"]["median"], limits)
-    return result
+def names(options: Options) -> list[str]:
+    """The contenders'."""
+    return [OURS, EAGER, *(compiled_name(mode) for mode in options.modes)]
 
 
-def _makers(
-    rival: nn.Module, batch: int, dtype: str, options: Options, samplers: list[Sampler]
-) -> dict[str, Callable[[], Draw]]:
-    given = (rival, batch, dtype, options.steps)
+def waves(groups: Sequence[Group], options: Options) -> list[Sequence[Group]]:
+    """The groups in parts whose contenders are prepared side by side."""
+    size = max(options.workers // len(names(options)), 1)
+    return [groups[first : first + size] for first in range(0, len(groups), size)]
 
-    def ours() -> Draw:
-        sampler, draw = contenders.ours(*given)
-        samplers.append(sampler)
-        return draw
 
-    makers: dict[str, Callable[[], Draw]] = {
-        OURS: ours,
-        EAGER: lambda: contenders.eager(*given),
+@contextmanager
+def prepared(
+    groups: Sequence[Group],
+    options: Options,
+    prepare: Callable[..., Prepared] = contenders.prepare,
+    path: str = "",
+) -> Iterator[dict[Group, dict[str, Worker | Ended]]]:
+    """Each group's contenders, prepared, or how those ended that could not be.
+
+    prepare, path: see ``benchmarks.cpu.turns.worker``.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILE_THREADS))
+    wanted = [(group, name) for group in groups for name in names(options)]
+    # A worker ends with the thread that has started it: the pool lives as long as they do.
+    with ExitStack() as stack, ThreadPoolExecutor(len(wanted)) as pool:
+
+        def start(group: Group, name: str) -> Worker | Ended:
+            given = {"name": name, "rounds": options.rounds, **group._asdict()}
+            context = turns.worker(prepare, path, options.patience, **given)
+            try:
+                return stack.enter_context(context)
+            except Ended as error:
+                return error
+
+        started = pool.map(lambda one: start(*one), wanted)
+        found: dict[Group, dict[str, Worker | Ended]] = {group: {} for group in groups}
+        for (group, name), worker in zip(wanted, started, strict=True):
+            found[group][name] = worker
+        yield found
+        stack.close()
+
+
+def measured(workers: Mapping[str, Worker | Ended], batch: int, rounds: int) -> dict[str, Any]:
+    """The figures of every contender, and the ratios to ours."""
+    figures: dict[str, Any] = {
+        name: {"error": str(worker)} if isinstance(worker, Ended) else worker.found
+        for name, worker in workers.items()
     }
-    for mode in options.modes:
-        makers[compiled_name(mode)] = lambda mode=mode: contenders.compiled(*given, mode)
-    return makers
-
-
-def prepared(make: Callable[[], Draw]) -> tuple[dict[str, Any], Draw | None]:
-    """A contender after two draws, and the memory it took; or its error, and nothing to run."""
-    gc.collect()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    try:
-        draw = make()
-        finite = all(bool(draw().isfinite().all()) for _ in range(2))
-    # What compiling, capturing and a full memory raise; the others still run.
-    except (RuntimeError, ValueError) as error:
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}, None
-    peak = torch.cuda.max_memory_allocated() - before
-    return {"peak_memory_bytes": peak, "finite": finite}, draw
+    alive = {name: worker for name, worker in workers.items() if isinstance(worker, Worker)}
+    answers, ended, _ = turns.interleaved(alive, rounds)
+    for name, step_ms in answers.items():
+        figures[name] = figures[name] | speed(step_ms, batch)
+    profiles, broken, _ = turns.interleaved({name: alive[name] for name in answers}, 1)
+    for name, (profile,) in profiles.items():
+        figures[name] |= profile
+    for name, error in {**ended, **broken}.items():
+        figures[name] = figures[name] | {"error": error}
+    result: dict[str, Any] = {"contenders": figures}
+    return result | compared(answers) if OURS in answers else result
 
 
 def speed(step_ms: list[float], batch: int) -> dict[str, Any]:

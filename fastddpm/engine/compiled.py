@@ -2,9 +2,10 @@
 
     call = torch.compile(step, fullgraph=True, dynamic=False)
 
-On a GPU with mode="max-autotune-no-cudagraphs": kernels are chosen by timing, and the graph is ours
-to capture (cuda_graph.py). The tensors that a step holds are inputs of the compiled graph, so what
-is written into them later is seen; those that the step itself writes are written in place.
+On a GPU with mode="max-autotune-no-cudagraphs", but for steps that are fused already: kernels are
+chosen by timing, and the graph is ours to capture (cuda_graph.py). The tensors that a step holds
+are inputs of the compiled graph, so what is written into them later is seen; those that the step
+itself writes are written in place.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def prepare(step: Step, plan: Plan) -> EagerRunner:
     """
     # The step's own mistakes are raised by the step, not from the middle of a compiler.
     EagerRunner(step, plan).warm_up(1)
-    mode = CUDA_MODE if plan.device.type == "cuda" else None
+    mode = CUDA_MODE if plan.device.type == "cuda" and not plan.fused else None
     with _explained():
         call: Step = torch.compile(_apart(step), fullgraph=True, dynamic=False, mode=mode)
         runner = EagerRunner(step, plan, call)

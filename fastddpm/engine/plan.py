@@ -39,6 +39,7 @@ class Plan:
     num_steps: rows of the step's tables, at least 1; indices are 0 to num_steps - 1.
     device:    where the state lives.
     dtype:     the state's dtype.
+    fused:     the step is made of large kernels, and a compiler finds next to nothing to join.
 
     Raises ValueError for a chain of no steps.
     """
@@ -47,6 +48,7 @@ class Plan:
     num_steps: int
     device: torch.device
     dtype: torch.dtype = torch.float32
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:

@@ -162,9 +162,11 @@ def _candidates(
     plain = Engine("eager", "the plain loop, one Python call per step", eager.prepare)
     compile = Engine("compile", "the step under torch.compile, one call per step", compiled.prepare)
     graphs = (
-        Engine("cuda_graph", "a CUDA graph of the compiled step, replayed", CudaGraphs().prepare),
+        Engine("cuda_graph", "a CUDA graph of the step, replayed", CudaGraphs().prepare),
         Engine(
-            "cuda_graph", "a CUDA graph of the step, replayed", CudaGraphs(compile=False).prepare
+            "cuda_graph",
+            "a CUDA graph of the step as it is, replayed",
+            CudaGraphs(compile=False).prepare,
         ),
     )
     if name == "auto" and device.type == "cuda":

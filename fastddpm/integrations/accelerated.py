@@ -15,6 +15,7 @@ from fastddpm.sampler.call import NetworkCall
 from fastddpm.sampler.model import Model, device_of, dtype_of, unet_of
 from fastddpm.sampler.unet_network import unfit_for_programs
 from fastddpm.unet import UNet
+from fastddpm.unet.copying import copy_into
 
 
 class Reader(Protocol):
@@ -49,7 +50,8 @@ class Converted(nn.Module):
         if reread or self._weights.changed():
             tensors = next(self.source.parameters())
             unet = self._unet[0].to(tensors.device, tensors.dtype)
-            unet.load_state_dict(self._reader.weights(self.source))
+            own, weights = unet.state_dict(), self._reader.weights(self.source)
+            copy_into(own.values(), (weights[name] for name in own))
             self._weights = Fingerprint.of(self.source)
         return self._unet[0]
 

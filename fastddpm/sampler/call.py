@@ -161,5 +161,5 @@ class NetworkCall:
         plain = isinstance(network, PlainNetwork)
         make: Any = PlainCallStep if plain else CallStep
         step = make(network, x, t, labels)
-        plan = Plan(tuple(x.shape), 1, self._device, x.dtype)
+        plan = Plan(tuple(x.shape), 1, self._device, x.dtype, network.fused)
         return Prepared(step, self._engine.prepare(step, plan))

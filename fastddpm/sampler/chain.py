@@ -219,7 +219,7 @@ class Chain:
             labels=None if labels is None else _with_rows(labels, kind.shape[0]),
             x_0=buffer() if kind.estimates else None,
         )
-        plan = Plan(kind.shape, self.num_steps, self.device)
+        plan = Plan(kind.shape, self.num_steps, self.device, fused=network.fused)
         return Prepared(step, self.engine.prepare(step, plan))
 
 

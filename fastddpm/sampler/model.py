@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastddpm.engine import precision
 from fastddpm.unet import UNet
+from fastddpm.unet.copying import copy_into
 
 Model = Callable[..., Any]
 
@@ -132,12 +133,10 @@ def _floating(model: Model) -> Iterator[Tensor]:
         yield from (p for p in chain(model.parameters(), model.buffers()) if p.is_floating_point())
 
 
-@torch.no_grad()
 def copy_weights(source: nn.Module, copy: nn.Module) -> None:
     """The weights of one into the storages of the other: a captured graph goes on seeing them."""
     own, their = (chain(m.parameters(), m.buffers()) for m in (copy, source))
-    for tensor, value in zip(own, their, strict=True):
-        tensor.copy_(value)
+    copy_into(own, their)
 
 
 def placed(model: Model, device: torch.device, dtype: torch.dtype | None) -> Model:

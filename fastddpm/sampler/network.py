@@ -33,6 +33,11 @@ class Network(Protocol):
         """What is in evaluation mode around a run."""
         ...
 
+    @property
+    def fused(self) -> bool:
+        """Whether it is made of large kernels: see ``fastddpm.engine.Plan``."""
+        ...
+
     def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
         """Where the network reads its input for states of this shape [B, C, H, W], zeros; None if
         it reads the state itself."""
@@ -89,6 +94,10 @@ class CallableNetwork:
     @property
     def modules(self) -> Sequence[nn.Module]:
         return list(self.model.modules()) if isinstance(self.model, nn.Module) else []
+
+    @property
+    def fused(self) -> bool:
+        return False
 
     def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
         if self._dtype not in (torch.bfloat16, torch.float16):

@@ -102,6 +102,11 @@ class PackedNetwork(_TabledNetwork):
         # The copy is in evaluation mode for good.
         return ()
 
+    @property
+    def fused(self) -> bool:
+        # The kernels of a GPU read channels_last.
+        return self._packed.channels_last
+
     def input_buffer(self, shape: tuple[int, ...]) -> Tensor | None:
         packed = self._packed
         if self._dtype == torch.float32 and not packed.channels_last:
@@ -141,6 +146,10 @@ class PlainNetwork(_TabledNetwork):
     @property
     def modules(self) -> Sequence[nn.Module]:
         return list(self._unet.modules())
+
+    @property
+    def fused(self) -> bool:
+        return False
 
     @property
     def out_channels(self) -> int:

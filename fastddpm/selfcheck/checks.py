@@ -67,7 +67,7 @@ def engine_checks(device: torch.device, *, quick: bool = False) -> list[Check]:
     """Each engine against the reference engine."""
     chains_here = GPU_CHAINS if device.type == "cuda" else CPU_CHAINS
     found = []
-    for engine in ("auto", "compile", "cuda_graph", "cpu"):
+    for engine in ("auto", "cuda_graph", "compile", "cpu"):
         name, why = f"engine {engine}", unsupported(engine, device)
         if why is None and engine not in chains_here:
             why = f"here it is engine {select(engine, device).name}"

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fastddpm import ops
 from fastddpm.unet.attention import Attention
 from fastddpm.unet.convolution import conv
+from fastddpm.unet.copying import copy_into
 from fastddpm.unet.levels import Level
 from fastddpm.unet.unet import UNet
 
@@ -120,8 +121,8 @@ class PackedUNet(UNet):
             raise ValueError(f"expected a network of {self.config}, got one of {unet.config}")
         with torch.no_grad():
             source = self._packed_state(unet)
-            for name, own in self.state_dict().items():
-                own.copy_(source[name])
+        own = self.state_dict()
+        copy_into(own.values(), (source[name] for name in own))
 
     def _pack(self, channels_last: bool) -> None:
         """Replace the layers that this copy has in another form."""

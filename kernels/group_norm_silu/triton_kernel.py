@@ -18,14 +18,13 @@ from fastddpm.kernels.group_norm_silu.tiling import launch_over, one_pass_tile
 from fastddpm.kernels.group_norm_silu.triton_tile import (
     activate,
     block_of,
-    centre_parts,
     load_affine,
-    load_parts,
+    load_sum,
     spread_groups,
+    square,
     store_groups,
     store_tile,
     sum_groups,
-    sum_squares,
 )
 
 
@@ -54,7 +53,6 @@ def group_norm_silu_one_pass(
     BLOCK: tl.constexpr,
     TILE_P: tl.constexpr,
     TILE_C: tl.constexpr,
-    PARTS: tl.constexpr,
     TILE_G: tl.constexpr,
     FOLD: tl.constexpr,
     EXACT: tl.constexpr,
@@ -63,27 +61,33 @@ def group_norm_silu_one_pass(
     sample, _, first, channels, held = block_of(tl.program_id(0), 1, CHANNELS, BLOCK, TILE_C)
     position = tl.arange(0, TILE_P)[:, None]
     mask = (position < POSITIONS) & held[None, :]
-    PADDED: tl.constexpr = TILE_P != POSITIONS
-    parts = load_parts(
-        *(x, row, residual, skip, total, sample, position, channels, held, row_stride),
-        *(POSITIONS, OWN, CHANNELS, PARTS, EXACT, PADDED),
+    h = load_sum(
+        *(x, row, residual, skip, sample, position, channels, held, row_stride),
+        *(POSITIONS, OWN, CHANNELS - OWN, EXACT),
     )
+    out = sample * (POSITIONS * CHANNELS) + position * CHANNELS + channels[None, :]
+    if total is not None:
+        store_tile(total + out, h, mask, EXACT)
+
+    # Padding channels are zero and belong to no group; padding positions hold the row.
+    PADDED: tl.constexpr = TILE_P != POSITIONS
+    if PADDED:
+        h = tl.where(mask, h, 0.0)
     COUNT: tl.constexpr = POSITIONS * GROUP
-    group_mean = sum_groups(parts, GROUP, TILE_G, FOLD) / COUNT
-    parts = centre_parts(parts, group_mean, mask, GROUP, PADDED)
-    group_rstd = tl.rsqrt(sum_squares(parts, GROUP, TILE_G, FOLD) / COUNT + eps)
+    group_mean = sum_groups(h, GROUP, TILE_G, FOLD) / COUNT
+    h -= spread_groups(group_mean, GROUP, TILE_C)[None, :]
+    if PADDED:
+        h = tl.where(mask, h, 0.0)
+    group_rstd = tl.rsqrt(sum_groups(square(h, FOLD), GROUP, TILE_G, FOLD) / COUNT + eps)
     store_groups(mean, group_mean, sample, first, CHANNELS, GROUP, BLOCK)
     store_groups(rstd, group_rstd, sample, first, CHANNELS, GROUP, BLOCK)
 
+    factor, offset = load_affine(
+        *(weight, bias, scale, shift, sample, channels, held, scale_stride, shift_stride, EXACT)
+    )
+    factor *= spread_groups(group_rstd, GROUP, TILE_C)
     FAST: tl.constexpr = y.dtype.element_ty != tl.float32
-    for k in tl.static_range(PARTS):
-        here = channels + k * TILE_C
-        factor, offset = load_affine(
-            *(weight, bias, scale, shift, sample, here, held, scale_stride, shift_stride, EXACT)
-        )
-        factor *= spread_groups(group_rstd, k * TILE_C, GROUP, TILE_C)
-        out = sample * (POSITIONS * CHANNELS) + position * CHANNELS + here[None, :]
-        store_tile(y + out, activate(parts[k], factor, offset, SILU, FAST), mask, EXACT)
+    store_tile(y + out, activate(h, factor, offset, SILU, FAST), mask, EXACT)
 
 
 def launches(

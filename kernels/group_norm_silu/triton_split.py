@@ -21,17 +21,15 @@ from fastddpm.kernels.group_norm_silu.tiling import launch_over, power_of_two, s
 from fastddpm.kernels.group_norm_silu.triton_tile import (
     activate,
     block_of,
-    centre_parts,
     load_affine,
-    load_parts,
     load_row,
     load_sum,
     product,
     spread_groups,
+    square,
     store_groups,
     store_tile,
     sum_groups,
-    sum_squares,
 )
 
 
@@ -52,7 +50,6 @@ def group_norm_silu_statistics(
     BLOCK: tl.constexpr,
     TILE_P: tl.constexpr,
     TILE_C: tl.constexpr,
-    PARTS: tl.constexpr,
     TILE_G: tl.constexpr,
     FOLD: tl.constexpr,
     EXACT: tl.constexpr,
@@ -70,17 +67,26 @@ def group_norm_silu_statistics(
         start = (chunk * TILES + tile) * TILE_P
         position = start + tl.arange(0, TILE_P)[:, None]
         mask = (position < POSITIONS) & held[None, :]
-        parts = load_parts(
-            *(x, row, residual, skip, total, sample, position, channels, held, row_stride),
-            *(POSITIONS, OWN, CHANNELS, PARTS, EXACT, PADDED),
+        h = load_sum(
+            *(x, row, residual, skip, sample, position, channels, held, row_stride),
+            *(POSITIONS, OWN, CHANNELS - OWN, EXACT),
         )
+        if total is not None:
+            out = sample * (POSITIONS * CHANNELS) + position * CHANNELS + channels[None, :]
+            store_tile(total + out, h, mask, EXACT)
+        if PADDED:
+            h = tl.where(mask, h, 0.0)
         # The last chunk may have tiles without a position: they change nothing.
         here = tl.minimum(tl.maximum(POSITIONS - start, 0), TILE_P).to(tl.float32)
-        tile_mean = sum_groups(parts, GROUP, TILE_G, FOLD) / (tl.maximum(here, 1.0) * GROUP)
-        parts = centre_parts(parts, tile_mean, mask, GROUP, PADDED)
+        tile_mean = sum_groups(h, GROUP, TILE_G, FOLD) / (tl.maximum(here, 1.0) * GROUP)
+        h -= spread_groups(tile_mean, GROUP, TILE_C)[None, :]
+        if PADDED:
+            h = tl.where(mask, h, 0.0)
         share = here / (seen + here)
         delta = tile_mean - chunk_mean
-        chunk_m2 += sum_squares(parts, GROUP, TILE_G, FOLD) + delta * delta * seen * GROUP * share
+        chunk_m2 += (
+            sum_groups(square(h, FOLD), GROUP, TILE_G, FOLD) + delta * delta * seen * GROUP * share
+        )
         chunk_mean += delta * share
         seen += here
     slot = sample * CHUNKS + chunk
@@ -114,7 +120,6 @@ def group_norm_silu_apply(
     BLOCK: tl.constexpr,
     TILE_P: tl.constexpr,
     TILE_C: tl.constexpr,
-    PARTS: tl.constexpr,
     TILE_G: tl.constexpr,
     FOLD: tl.constexpr,
     EXACT: tl.constexpr,
@@ -134,31 +139,25 @@ def group_norm_silu_apply(
     if chunk == 0:
         store_groups(mean, group_mean, sample, first, CHANNELS, GROUP, BLOCK)
         store_groups(rstd, group_rstd, sample, first, CHANNELS, GROUP, BLOCK)
-    factors, offsets = (), ()
-    for k in tl.static_range(PARTS):
-        here = channels + k * TILE_C
-        factor, offset = load_affine(
-            *(weight, bias, scale, shift, sample, here, held, scale_stride, shift_stride, EXACT)
+    factor, offset = load_affine(
+        *(weight, bias, scale, shift, sample, channels, held, scale_stride, shift_stride, EXACT)
+    )
+    factor *= spread_groups(group_rstd, GROUP, TILE_C)
+    offset -= spread_groups(group_mean, GROUP, TILE_C) * factor
+    if row is not None:
+        offset += (
+            load_row(row, sample, channels, held, row_stride, OWN, CHANNELS - OWN, EXACT) * factor
         )
-        factor *= spread_groups(group_rstd, k * TILE_C, GROUP, TILE_C)
-        offset -= spread_groups(group_mean, k * TILE_C, GROUP, TILE_C) * factor
-        if row is not None:
-            added = load_row(row, sample, here, held, row_stride, OWN, CHANNELS - OWN, EXACT)
-            offset += added * factor
-        factors += (factor,)
-        offsets += (offset,)
-    FAST: tl.constexpr = y.dtype.element_ty != tl.float32
     for tile in range(TILES):
         position = (chunk * TILES + tile) * TILE_P + tl.arange(0, TILE_P)[:, None]
         mask = (position < POSITIONS) & held[None, :]
-        for k in tl.static_range(PARTS):
-            here = channels + k * TILE_C
-            h = load_sum(
-                *(x, None, residual, skip, sample, position, here, held, 0),
-                *(POSITIONS, OWN, CHANNELS - OWN, EXACT),
-            )
-            out = sample * (POSITIONS * CHANNELS) + position * CHANNELS + here[None, :]
-            store_tile(y + out, activate(h, factors[k], offsets[k], SILU, FAST), mask, EXACT)
+        h = load_sum(
+            *(x, None, residual, skip, sample, position, channels, held, 0),
+            *(POSITIONS, OWN, CHANNELS - OWN, EXACT),
+        )
+        out = sample * (POSITIONS * CHANNELS) + position * CHANNELS + channels[None, :]
+        FAST: tl.constexpr = y.dtype.element_ty != tl.float32
+        store_tile(y + out, activate(h, factor, offset, SILU, FAST), mask, EXACT)
 
 
 @triton.jit

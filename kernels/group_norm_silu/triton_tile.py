@@ -1,10 +1,8 @@
 """What the GroupNorm kernels share: how a tile of the sum is read, summed by groups, activated.
 
-A tile is [TILE_P positions, TILE_C channels] of one sample in channels_last memory. The BLOCK
-channels of a program, whole groups of GROUP of them, are one tile, padded to a power of two, or
-forward a tuple of tiles side by side, its parts, where that leaves no padding (tiling.py). The last
-block of a sample, the last positions and the padding are masked; where nothing is, EXACT spares the
-masks.
+A tile is [TILE_P positions, TILE_C channels] of one sample in channels_last memory: a program's
+BLOCK channels, whole groups of GROUP of them, padded to a power of two. The last block of a sample,
+the last positions and the padding are masked; where nothing is, EXACT spares the masks.
 
 All arithmetic is float32.
 """
@@ -95,56 +93,6 @@ def load_sum(
 
 
 @triton.jit
-def load_parts(
-    x,
-    row,
-    residual,
-    skip,
-    total,
-    sample,
-    position,
-    channels,
-    held,
-    row_stride,
-    POSITIONS: tl.constexpr,
-    OWN: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PARTS: tl.constexpr,
-    EXACT: tl.constexpr,
-    PADDED: tl.constexpr,
-):
-    """The sum in parts, the first at channels [TILE_C]; written to total, if that is there.
-
-    PADDED: there are positions after the last. They are zero, as padding channels are.
-    """
-    TILE_C: tl.constexpr = channels.shape[0]
-    mask = (position < POSITIONS) & held[None, :]
-    parts = ()
-    for k in tl.static_range(PARTS):
-        here = channels + k * TILE_C
-        h = load_sum(
-            *(x, row, residual, skip, sample, position, here, held, row_stride),
-            *(POSITIONS, OWN, CHANNELS - OWN, EXACT),
-        )
-        if total is not None:
-            out = sample * (POSITIONS * CHANNELS) + position * CHANNELS + here[None, :]
-            store_tile(total + out, h, mask, EXACT)
-        parts += (tl.where(mask, h, 0.0) if PADDED else h,)
-    return parts
-
-
-@triton.jit
-def centre_parts(parts, mean, mask, GROUP: tl.constexpr, PADDED: tl.constexpr):
-    """The parts less their groups' means [TILE_G]; PADDED as in `load_parts`."""
-    TILE_C: tl.constexpr = parts[0].shape[1]
-    centred = ()
-    for k in tl.static_range(len(parts)):
-        h = parts[k] - spread_groups(mean, k * TILE_C, GROUP, TILE_C)[None, :]
-        centred += (tl.where(mask, h, 0.0) if PADDED else h,)
-    return centred
-
-
-@triton.jit
 def load_tile(pointers, mask, EXACT: tl.constexpr):
     if EXACT:
         return tl.load(pointers)
@@ -179,35 +127,10 @@ def square(tile, FOLD: tl.constexpr):
 
 
 @triton.jit
-def sum_squares(parts, GROUP: tl.constexpr, TILE_G: tl.constexpr, FOLD: tl.constexpr):
-    """[TILE_G]: the sum of the squares of each group."""
-    squares = ()
-    for k in tl.static_range(len(parts)):
-        squares += (square(parts[k], FOLD),)
-    return sum_groups(squares, GROUP, TILE_G, FOLD)
+def sum_groups(tile, GROUP: tl.constexpr, TILE_G: tl.constexpr, FOLD: tl.constexpr):
+    """[TILE_P, TILE_C] -> [TILE_G]: the sum of each group's channels over all positions.
 
-
-@triton.jit
-def sum_groups(parts, GROUP: tl.constexpr, TILE_G: tl.constexpr, FOLD: tl.constexpr):
-    """[TILE_G]: the sum of each group's channels over all positions."""
-    if len(parts) == 1:
-        return _sum_groups_of_tile(parts[0], GROUP, TILE_G, FOLD)
-    # A thread holds all channels of its positions: the compiler knows to which group each of its
-    # registers belongs, and that h + −0 is h, so that of these sums only the group's own are left.
-    TILE_C: tl.constexpr = parts[0].shape[1]
-    sums = tl.zeros((TILE_G,), tl.float32)
-    for g in tl.static_range(len(parts) * TILE_C // GROUP):
-        own = -0.0
-        for k in tl.static_range(len(parts)):
-            owned = (tl.arange(0, TILE_C) + k * TILE_C) // GROUP == g
-            own += tl.sum(tl.where(owned[None, :], parts[k], -0.0), axis=1)
-        sums = tl.where(tl.arange(0, TILE_G) == g, tl.sum(own, axis=0), sums)
-    return sums
-
-
-@triton.jit
-def _sum_groups_of_tile(tile, GROUP: tl.constexpr, TILE_G: tl.constexpr, FOLD: tl.constexpr):
-    """FOLD neighbouring channels lie in one thread's registers and in one group: they are added
+    FOLD neighbouring channels lie in one thread's registers and in one group: they are added
     first, so that fewer values go through the shuffles between threads.
     """
     TILE_P: tl.constexpr = tile.shape[0]
@@ -222,19 +145,16 @@ def gather_groups(values, GROUP: tl.constexpr, TILE_G: tl.constexpr):
     N: tl.constexpr = values.shape[0]
     if GROUP * TILE_G == N:
         return tl.sum(tl.reshape(values, (TILE_G, GROUP)), axis=1)
-    return tl.sum(tl.where(_owners(0, GROUP, N, TILE_G), values[None, :], 0.0), axis=1)
+    return tl.sum(tl.where(_owners(GROUP, N, TILE_G), values[None, :], 0.0), axis=1)
 
 
 @triton.jit
-def spread_groups(values, BEGIN: tl.constexpr, GROUP: tl.constexpr, TILE_C: tl.constexpr):
-    """[TILE_G] values of groups -> [TILE_C]: each channel its group's.
-
-    The first is the channel BEGIN of the block.
-    """
+def spread_groups(values, GROUP: tl.constexpr, TILE_C: tl.constexpr):
+    """[TILE_G] values of groups -> [TILE_C]: each channel its group's."""
     TILE_G: tl.constexpr = values.shape[0]
     if GROUP * TILE_G == TILE_C:
         return tl.reshape(tl.broadcast_to(values[:, None], (TILE_G, GROUP)), (TILE_C,))
-    return tl.sum(tl.where(_owners(BEGIN, GROUP, TILE_C, TILE_G), values[:, None], 0.0), axis=0)
+    return tl.sum(tl.where(_owners(GROUP, TILE_C, TILE_G), values[:, None], 0.0), axis=0)
 
 
 @triton.jit
@@ -254,9 +174,9 @@ def store_groups(
 
 
 @triton.jit
-def _owners(BEGIN: tl.constexpr, GROUP: tl.constexpr, N: tl.constexpr, TILE_G: tl.constexpr):
-    """[TILE_G, N]: whether the channel, counted from BEGIN, belongs to the group."""
-    return tl.arange(0, TILE_G)[:, None] == (tl.arange(0, N) + BEGIN)[None, :] // GROUP
+def _owners(GROUP: tl.constexpr, N: tl.constexpr, TILE_G: tl.constexpr):
+    """[TILE_G, N]: whether the channel belongs to the group."""
+    return tl.arange(0, TILE_G)[:, None] == tl.arange(0, N)[None, :] // GROUP
 
 
 @triton.jit
