@@ -38,6 +38,7 @@ SUBJECTS = (
 )
 # A subject with more rows is summarised.
 MANY = 12
+TICKS = (0.25, 0.5, 1, 2, 3, 5, 10)
 UNITS = ((1e3, "s", 1e-3), (1.0, "ms", 1.0), (0.0, "µs", 1e3))
 Row = dict[str, Any]
 
@@ -94,7 +95,7 @@ def plot(rows: list[Row], file: Path) -> None:
     from matplotlib import pyplot
 
     bars = [
-        (f"{row['case']}: {rival}", ratio)
+        (f"{row['subject']}, {row['case']}: {rival}", ratio)
         for row in reversed(rows)
         for rival, ratio in row["times_faster_than"].items()
     ]
@@ -104,6 +105,8 @@ def plot(rows: list[Row], file: Path) -> None:
     axes.barh([name for name, _ in bars], medians, xerr=spread, color="#4878a8", ecolor="#333333")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.minorticks_off()
     axes.set_xlabel("times faster: median and quartiles of the rounds")
     axes.margins(y=0.01)
     axes.tick_params(labelsize=7)
