@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from fastddpm.checkpoint.limits import check_blocks
 from fastddpm.unet import UNet, UNetConfig
 
 LISTED = 20
@@ -64,9 +65,18 @@ def build(config: UNetConfig, state: Mapping[str, Tensor]) -> UNet:
 
 
 def shapes(config: UNetConfig) -> dict[str, Tensor]:
-    """The state dict that `config` expects, as meta tensors: names and shapes without memory."""
-    with torch.device("meta"):
-        return UNet(config).state_dict()
+    """The state dict that `config` expects, as meta tensors: names and shapes without memory.
+
+    Raises ValueError for a network that no machine could hold.
+    """
+    check_blocks(config)
+    try:
+        with torch.device("meta"):
+            return UNet(config).state_dict()
+    # A size beyond int64.
+    except (RuntimeError, TypeError, OverflowError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"the configuration describes an impossible network: {reason}") from error
 
 
 def check_fit(

@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastddpm.checkpoint.conform import conform
+from fastddpm.checkpoint.limits import check_steps
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.timesteps import openai_sections
@@ -216,6 +217,7 @@ def diffusion_of(process: Process, source: str) -> GaussianDiffusion:
             f"{source}: diffusion_steps={steps} needs rescale_timesteps: improved-diffusion's "
             "default is true, guided-diffusion's false"
         )
+    check_steps(steps, source)
     schedule = makers[process.noise_schedule](steps)
     if process.timestep_respacing:
         schedule = schedule.respace(openai_sections(steps, process.timestep_respacing))
