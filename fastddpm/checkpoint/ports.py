@@ -97,7 +97,7 @@ def size(state: Mapping[str, Tensor], key: str, axis: int = 0) -> int:
     if key not in state:
         raise ValueError(f"expected a tensor {key}, found none")
     if state[key].ndim <= axis:
-        raise ValueError(f"{key}: expected more sizes, found {list(state[key].shape)}")
+        raise ValueError(f"{key}: expected {axis + 1} sizes, found {list(state[key].shape)}")
     return state[key].shape[axis]
 
 

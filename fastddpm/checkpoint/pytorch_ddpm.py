@@ -79,13 +79,17 @@ def read_pytorch_ddpm(
 
 def _check_table(state: Mapping[str, Tensor], source: str) -> int:
     """The number of rows of the stored time embedding, which must be the sinusoidal one."""
-    size(state, _FIRST_LINEAR, 1)
-    steps, width = size(state, _TABLE), size(state, _TABLE, 1)
+    try:
+        size(state, _FIRST_LINEAR, 1)
+        steps, width = size(state, _TABLE), size(state, _TABLE, 1)
+    except ValueError as error:
+        raise ValueError(f"{source} ({PYTORCH_DDPM.name}): {error}") from error
     check_steps(steps, f"{source}: {_TABLE}")
+    found = state[_TABLE].float()
     halves = sinusoidal_embedding(torch.arange(steps), width, freq_shift=0.0)
-    expected = torch.stack(halves.chunk(2, dim=1), dim=2).flatten(1)
-    if expected.shape != state[_TABLE].shape or not torch.allclose(
-        state[_TABLE].float(), expected, rtol=0, atol=_TABLE_ERROR
+    expected = halves.reshape(steps, 2, -1).mT.flatten(1) if width % 2 == 0 else found[:, :0]
+    if expected.shape != found.shape or not torch.allclose(
+        found, expected, rtol=0, atol=_TABLE_ERROR
     ):
         raise ValueError(f"{source}: expected the sinusoidal table of its code in {_TABLE}")
     return steps

@@ -64,7 +64,7 @@ def _parts(value: Any, source: str) -> tuple[dict[str, Tensor] | None, dict[str,
     if is_state_dict(value):
         return dict(value), None
     keys: tuple[Any, Any] | None = None
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and value:
         keys, value = (NETWORK, AVERAGES), dict(enumerate(value))
     elif isinstance(value, Mapping):
         keys = next((pair for pair in PARTS if pair[0] in value or pair[1] in value), None)
@@ -95,10 +95,10 @@ def is_state_dict(value: Any) -> bool:
 def _what_came(value: Any) -> str:
     known = ", ".join(dict.fromkeys(pair[0] for pair in PARTS))
     expected = f"expected a state dict, or one under {known}, or ermongroup's list"
-    if not isinstance(value, Mapping):
-        return f"{expected}; found {type(value).__name__}"
-    if not value:
-        return f"{expected}; found an empty dict"
+    kind = type(value).__name__
+    if not isinstance(value, Mapping) or not value:
+        is_empty = isinstance(value, (list, tuple, Mapping)) and not value
+        return f"{expected}; found {'an empty ' if is_empty else ''}{kind}"
     names = ", ".join(str(key)[:40] for key in list(value)[:5])
     return f"{expected}; found a dict with other values under {names}"
 

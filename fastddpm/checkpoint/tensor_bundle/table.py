@@ -35,9 +35,10 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     magic = int.from_bytes(footer[-8:], "little")
     if magic != MAGIC:
         raise ValueError(f"expected a table, which ends in {MAGIC:#x}, found {magic:#x}")
-    # The metaindex, which TensorFlow leaves empty.
-    _, at = _handle(footer, 0)
+    metaindex, at = _handle(footer, 0)
     index, _ = _handle(footer, at)
+    # TensorFlow leaves it empty: it is only verified.
+    _block(data, metaindex)
     previous: bytes | None = None
     for count, (key, value) in enumerate(_all_entries(data, index)):
         if previous is not None and key <= previous:
