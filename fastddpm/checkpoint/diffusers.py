@@ -50,7 +50,7 @@ def read_unet(folder: Path, variant: str | None = None) -> UNet:
         ValueError: a file is missing, damaged, or does not fit the other.
     """
     config = read_config(read_json(folder / CONFIG), str(folder / CONFIG))
-    expected = shapes(config)
+    expected = shapes(config, str(folder / CONFIG))
     state, path = read_weights(folder, variant)
     state = current_names(state)
     check_fit(state, expected, str(path), DIFFUSERS_SWITCHES)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fastddpm.checkpoint.conform import brief
 from fastddpm.checkpoint.files import read_json, read_tensors
 
 STEM = "diffusion_pytorch_model"
@@ -59,11 +60,13 @@ def _files(folder: Path, variant: str | None) -> list[Path]:
 def _read_shards(index: Path) -> dict[str, Tensor]:
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
-        raise ValueError(f"{index}: weight_map: expected names and their files, found {files!r}")
+        raise ValueError(
+            f"{index}: weight_map: expected names and their files, found {brief(files)}"
+        )
     for key, name in files.items():
         # A name with a folder in it could lead anywhere.
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
-            raise ValueError(f"{index}: {key}: expected a shard beside it, found {name!r}")
+            raise ValueError(f"{index}: {key}: expected a shard beside it, found {brief(name)}")
     state: dict[str, Tensor] = {}
     for name in sorted(set(files.values())):
         if not (index.parent / name).is_file():

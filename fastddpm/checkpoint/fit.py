@@ -64,19 +64,19 @@ def build(config: UNetConfig, state: Mapping[str, Tensor]) -> UNet:
     return unet.eval()
 
 
-def shapes(config: UNetConfig) -> dict[str, Tensor]:
+def shapes(config: UNetConfig, source: str = "the configuration") -> dict[str, Tensor]:
     """The state dict that `config` expects, as meta tensors: names and shapes without memory.
 
-    Raises ValueError for a network that no machine could hold.
+    Raises ValueError for a network that no machine could hold; `source` is what described it.
     """
-    check_blocks(config)
+    check_blocks(config, source)
     try:
         with torch.device("meta"):
             return UNet(config).state_dict()
     # A size beyond int64.
     except (RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"the configuration describes an impossible network: {reason}") from error
+        raise ValueError(f"{source} describes an impossible network: {reason}") from error
 
 
 def check_fit(

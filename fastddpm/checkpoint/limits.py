@@ -9,16 +9,18 @@ from __future__ import annotations
 from fastddpm.unet import UNetConfig
 
 MAX_BLOCKS = 1000
+MAX_WIDTH = 2**31
 MAX_STEPS = 1_000_000
 
 
-def check_blocks(config: UNetConfig) -> None:
+def check_blocks(config: UNetConfig, source: str) -> None:
     """Raise ValueError for a network of more than MAX_BLOCKS residual blocks."""
     blocks = len(config.block_out_channels) * (2 * config.layers_per_block + 1)
     if blocks > MAX_BLOCKS:
         raise ValueError(
-            f"expected at most {MAX_BLOCKS} residual blocks, found {blocks} (layers_per_block="
-            f"{config.layers_per_block} on {len(config.block_out_channels)} levels)"
+            f"{source}: expected at most {MAX_BLOCKS} residual blocks, found {blocks} "
+            f"(layers_per_block={config.layers_per_block} on {len(config.block_out_channels)} "
+            "levels)"
         )
 
 

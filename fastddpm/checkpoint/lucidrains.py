@@ -123,7 +123,7 @@ def lucidrains_process(
     except ValueError as error:
         raise ValueError(f"{source}: betas: {error}") from error
     shown = _objective(tables, schedule) if objective is None else objective
-    if shown not in PREDICTIONS:
+    if not isinstance(shown, str) or shown not in PREDICTIONS:
         known = ", ".join(PREDICTIONS)
         raise ValueError(
             f"{source}: expected kwargs={{'objective': ...}} with one of {known}, which its tables "

@@ -74,7 +74,7 @@ def read_network(
     """
     survey = _survey(port, state, source)
     config = _config(port, survey, source, sample_size)
-    expected = shapes(config)
+    expected = shapes(config, source)
     names = theirs(port, survey, expected)
     wanted = {names[key]: as_matrix(value) for key, value in expected.items()}
     found = {key: as_matrix(value) for key, value in state.items()}

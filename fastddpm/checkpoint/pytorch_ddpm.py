@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastddpm.checkpoint.conform import conform
+from fastddpm.checkpoint.conform import brief, conform
 from fastddpm.checkpoint.limits import check_steps
 from fastddpm.checkpoint.ports import PYTORCH_DDPM, read_network, size
 from fastddpm.diffusion import GaussianDiffusion
@@ -108,7 +108,7 @@ def _read_flagfile(path: Path) -> dict[str, Any]:
         try:
             read[name] = types.get(name, str)(value)
         except ValueError:
-            raise ValueError(f"{path}: {name}: expected a number, found {value!r}") from None
+            raise ValueError(f"{path}: {name}: expected a number, found {brief(value)}") from None
     return read
 
 
@@ -117,6 +117,9 @@ def _process(flags: Flags, steps: int, source: str) -> GaussianDiffusion:
         value = getattr(flags, name)
         if value not in known:
             raise ValueError(f"{source}: {name}: expected {', '.join(known)}, found {value!r}")
+    if not (0 < flags.beta_1 <= 1 and 0 < flags.beta_T <= 1):
+        found = f"{flags.beta_1} and {flags.beta_T}"
+        raise ValueError(f"{source}: beta_1 and beta_T: expected numbers in (0, 1], found {found}")
     betas = torch.linspace(flags.beta_1, flags.beta_T, steps, dtype=torch.float32)
     return GaussianDiffusion(
         NoiseSchedule.from_betas(betas.double()),

@@ -54,10 +54,10 @@ def _remainder(data: bytes | memoryview) -> int:
     for column in columns:
         remainders ^= column
         remainders = low[remainders & 0xFFFF] ^ high[remainders >> 16]
-    matrix = _zero_bytes(4 * steps)
+    length = 4 * steps
     while len(remainders) > 1:
-        remainders = _apply(matrix, remainders[0::2]) ^ remainders[1::2]
-        matrix = _apply(matrix, matrix)
+        remainders = _apply(_zero_bytes(length), remainders[0::2]) ^ remainders[1::2]
+        length *= 2
     return int(remainders[0])
 
 
@@ -69,6 +69,8 @@ def _tables() -> tuple[Words, Words]:
     return _apply(matrix, halves), _apply(matrix, halves << np.uint32(16))
 
 
+# A network's tensors have few sizes.
+@functools.lru_cache(maxsize=1024)
 def _zero_bytes(count: int) -> Words:
     """The matrix of `count` zero bytes, uint32 [32]: column i is what becomes of bit i."""
     power = np.array([POLYNOMIAL, *(1 << i for i in range(31))], np.uint32)  # one zero bit
@@ -83,7 +85,6 @@ def _zero_bytes(count: int) -> Words:
 
 def _apply(matrix: Words, remainders: Words) -> Words:
     """matrix · remainder over GF(2) for every remainder; a matrix is 32 of them."""
-    out = np.zeros_like(remainders)
-    for bit in range(32):
-        out ^= (remainders >> bit & 1) * matrix[bit]
+    bits = remainders[..., None] >> np.arange(32, dtype=np.uint32) & np.uint32(1)
+    out: Words = np.bitwise_xor.reduce(bits * matrix, axis=-1)
     return out
