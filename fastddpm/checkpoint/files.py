@@ -8,6 +8,7 @@ crash, meets the old checkpoint or the new one and never a mixture.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -87,7 +88,7 @@ def refuse_file_name(folder: Path) -> None:
 def replace_folder(
     folder: Path, texts: Mapping[str, str], weights: str, state: Mapping[str, Tensor]
 ) -> None:
-    """Make `folder` hold the files `texts` and the safetensors file `weights`, whole or not at all.
+    """Make `folder` hold the files `texts` and the tensors in `weights`, whole or not at all.
 
     The last of `texts` is the one without which no reader takes the folder for a checkpoint.
     Files under other names stay. Where only the weights change, as when training saves again, the
@@ -107,7 +108,7 @@ def replace_folder(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=base) as work:
         new, old = Path(work, "new"), Path(work, "old")
         new.mkdir()
-        atomic.write(new / weights, safetensors.torch.save(dict(state), {"format": "pt"}))
+        atomic.write(new / weights, _encoded(weights, dict(state)))
         for name, text in texts.items():
             atomic.write(new / name, text)
         if in_place:
@@ -117,6 +118,15 @@ def replace_folder(
             _exchange(new, folder, old)
         else:
             new.rename(folder)
+
+
+def _encoded(name: str, state: dict[str, Tensor]) -> bytes:
+    """The contents of a safetensors or torch file, as its name says."""
+    if name.endswith(".safetensors"):
+        return safetensors.torch.save(state, {"format": "pt"})
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def _can_fill(folder: Path, texts: Mapping[str, str]) -> bool:

@@ -49,7 +49,7 @@ def read_ho(
     settings = read_ho_settings(kwargs, source)
     # ermongroup's "bayesian" networks carry a learned log-variance that its code never reads.
     network = {key: value for key, value in state.items() if key != "logvar"}
-    unet = read_network(PESSER, network, str(path), settings.resolution)
+    unet = read_network(PESSER, network, str(path), settings.resolution, settings.dropout)
     return unet, ho_process(settings, unet.config, source)
 
 

@@ -30,7 +30,7 @@ SMALL_VARIANCE = (1, 1, 2, 2, 4, 4)
 _NOT_THE_PROCESS = {
     *("exp_name", "tpu_name", "bucket_name_prefix", "region", "log_dir", "tfds_data_dir"),
     *("tfr_file", "model_name", "dataset", "optimizer", "total_bs", "grad_clip", "lr", "warmup"),
-    *("loss_type", "dropout", "randflip", "keep_checkpoint_max", "warm_start_model_dir"),
+    *("loss_type", "randflip", "keep_checkpoint_max", "warm_start_model_dir"),
     *("in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks", "attn_resolutions"),
     "resamp_with_conv",
 }
@@ -46,6 +46,7 @@ class HoSettings:
     num_diffusion_timesteps: int = 1000
     model_mean_type: str = "eps"
     model_var_type: str | None = None
+    dropout: float = 0.0
     block_size: int = 1
     resolution: int | None = None
 

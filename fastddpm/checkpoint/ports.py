@@ -65,15 +65,19 @@ class Port:
 
 
 def read_network(
-    port: Port, state: Mapping[str, Tensor], source: str, sample_size: int | None = None
+    port: Port,
+    state: Mapping[str, Tensor],
+    source: str,
+    sample_size: int | None = None,
+    dropout: float = 0.0,
 ) -> UNet:
-    """The network of a state dict with this port's names.
+    """The network of a state dict with this port's names; the last two are not in its shapes.
 
     Raises:
         ValueError: keys are missing or left over, or shapes disagree with each other.
     """
     survey = _survey(port, state, source)
-    config = _config(port, survey, source, sample_size)
+    config = config_of(port, survey, source, sample_size, dropout)
     expected = shapes(config, source)
     names = theirs(port, survey, expected)
     wanted = {names[key]: as_matrix(value) for key, value in expected.items()}
@@ -116,7 +120,13 @@ def _survey(port: Port, state: Mapping[str, Tensor], source: str) -> Survey:
         raise ValueError(f"{source} ({port.name}): {error}") from error
 
 
-def _config(port: Port, survey: Survey, source: str, sample_size: int | None) -> UNetConfig:
+def config_of(
+    port: Port, survey: Survey, source: str, sample_size: int | None, dropout: float
+) -> UNetConfig:
+    """The network that a survey describes, with this port's fixed settings.
+
+    Raises ValueError if there is no such network.
+    """
     attending = [level for level, attends in enumerate(survey.attends) if attends]
     if sample_size is None and len(attending) == 1:
         sample_size = ATTENTION_SIZE << attending[0]
@@ -133,6 +143,7 @@ def _config(port: Port, survey: Survey, source: str, sample_size: int | None) ->
             downsample_type="conv" if survey.has_resampling else "pool",
             upsample_type="conv" if survey.has_resampling else "nearest",
             attention_head_dim=None,
+            dropout=dropout,
             **port.settings,
         )
     except ValueError as error:

@@ -45,6 +45,7 @@ class Flags:
     mean_type: str = "epsilon"
     var_type: str = "fixedlarge"
     img_size: int | None = None
+    dropout: float = 0.0
 
 
 def read_pytorch_ddpm(
@@ -73,7 +74,7 @@ def read_pytorch_ddpm(
     # [sin, cos, sin, cos, ...] -> [sin, ..., cos, ...]
     rows = network[_FIRST_LINEAR]
     network[_FIRST_LINEAR] = torch.cat([rows[:, 0::2], rows[:, 1::2]], dim=1)
-    unet = read_network(PYTORCH_DDPM, network, str(path), flags.img_size)
+    unet = read_network(PYTORCH_DDPM, network, str(path), flags.img_size, flags.dropout)
     return unet, _process(flags, steps, source)
 
 
@@ -100,7 +101,7 @@ def _read_flagfile(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     read: dict[str, Any] = {}
-    types = {"T": int, "beta_1": float, "beta_T": float, "img_size": int}
+    types = {"T": int, "beta_1": float, "beta_T": float, "img_size": int, "dropout": float}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         name, is_set, value = line.strip().removeprefix("--").partition("=")
         if not is_set or name not in Flags.__dataclass_fields__:
