@@ -33,7 +33,7 @@ from fastddpm.unet import UNet, UNetConfig
 MOST_MEMORY_KIB = 300 * 1024
 
 many = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -208,7 +208,7 @@ def test_pieces_moved_and_put_in(intact: Intact, data: st.DataObject) -> None:
     refused(intact, content[:at] + piece + content[at + cut :])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_flipped_bits_of_ho_s_are_found(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -336,7 +336,7 @@ def configured(
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_settings_of_any_value(

@@ -63,8 +63,9 @@ def read_pickle(path: Path) -> Any:
     """
     # Opened here, so that a file that cannot be opened is not taken for a damaged one.
     with path.open("rb") as file, warnings.catch_warnings():
-        # torch warns of TypedStorage for old files; the user can do nothing about it.
-        warnings.simplefilter("ignore", UserWarning)
+        # torch warns of TypedStorage for old files, Python of odd strings in damaged ones; the user
+        # can do nothing about either.
+        warnings.simplefilter("ignore")
         try:
             _look_at(file)
             file.seek(0)
