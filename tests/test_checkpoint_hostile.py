@@ -50,6 +50,7 @@ def test_hostile_checkpoints_are_refused(
     assert not (tmp_path / TRACE).exists()
 
 
+@pytest.mark.slow
 def test_none_of_them_takes_memory() -> None:
     """All in one process of their own, whose largest size is compared with that before."""
     script = Path(__file__).parent / "hostile_checkpoints.py"

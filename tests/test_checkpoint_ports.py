@@ -430,6 +430,7 @@ def _pesser_names(state: dict[str, Tensor]) -> State:
 # ---- what does not fit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draw", "read"), [(pesser_state, read_ho), (numbered_state, read_pytorch_ddpm)]
 )

@@ -45,11 +45,11 @@ _DAMAGED = (
 # Builders of plain tensors and dicts, and types that they take; nothing that a file could make
 # large or slow (torch also allows bytearray(n), torch.Tensor(n) and _codecs.encode).
 ALLOWED = re.compile(
-    r"collections OrderedDict"
+    r"collections (OrderedDict|Counter)"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
     r"|torch\.nn\.parameter Parameter"
-    r"|torch(\.storage)? (\w+Storage)"
-    r"|torch (float|bfloat|u?int|bool|Size)\w*"
+    r"|torch(\.storage)? \w+Storage"
+    r"|torch (float|bfloat|u?int|bool|Size|device)\w*"
 )
 # In the plain sequence: a magic number, a version, the machine, the value, the storages' names.
 _PLAIN_PICKLES = 5
@@ -120,8 +120,8 @@ def _check_names(pickled: IO[bytes]) -> None:
 
 def _state_dicts(value: Any) -> Iterator[Mapping[str, Tensor]]:
     """The dicts with tensors in a value, and in the dicts and lists that it consists of."""
-    parts = value.values() if isinstance(value, Mapping) else value
-    for part in (value, *(parts if isinstance(parts, (list, tuple, type({}.values()))) else ())):
+    parts = list(value.values()) if isinstance(value, Mapping) else value
+    for part in (value, *(parts if isinstance(parts, (list, tuple)) else ())):
         if isinstance(part, Mapping):
             yield {str(k): v for k, v in part.items() if isinstance(v, Tensor)}
 
