@@ -96,6 +96,10 @@ for module, name in (
 for module, name in (
     ("builtins", "bytearray"),
     ("torch", "FloatTensor"),
+    ("torch", "FloatStorage"),
+    ("torch.storage", "UntypedStorage"),
+    ("torch", "Size"),
+    ("collections", "Counter"),
     ("torch", "Tensor"),
     ("torch", "empty"),
     ("builtins", "range"),

@@ -43,12 +43,12 @@ _DAMAGED = (
     MemoryError,
 )
 # Builders of plain tensors and dicts, and types that they take; nothing that a file could make
-# large or slow (torch also allows bytearray(n), torch.Tensor(n) and _codecs.encode).
+# large or slow. torch also allows bytearray(n), torch.Tensor(n), UntypedStorage(n), _codecs.encode.
 ALLOWED = re.compile(
     r"collections (OrderedDict|Counter)"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
     r"|torch\.nn\.parameter Parameter"
-    r"|torch(\.storage)? \w+Storage"
+    r"|torch \w+Storage"
     r"|torch (float|bfloat|u?int|bool|Size|device)\w*"
 )
 # In the plain sequence: a magic number, a version, the machine, the value, the storages' names.
