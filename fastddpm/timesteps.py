@@ -14,6 +14,7 @@ Rounding is half to even throughout, as in numpy and Python, so the lists equal 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -106,6 +107,27 @@ def spaced(name: str, T: int, n: int) -> Tensor:
     if name not in SPACINGS:
         raise ValueError(f"expected a spacing in {', '.join(SPACINGS)}, got {name!r}")
     return SPACINGS[name](T, n)
+
+
+def chosen(T: int, steps: int | str | Sequence[int] | Tensor, spacing: str = "linspace") -> Tensor:
+    """The timesteps of a shorter chain, however they are told: int64, ascending.
+
+    steps: how many, spread by ``spacing``; a text for `openai_sections`, "10,15,20" or "ddim50";
+           or the timesteps themselves, in any order.
+
+    Raises ValueError as `spaced` and `openai_sections` do, and for timesteps that repeat or lie
+    outside of [0, T).
+    """
+    if isinstance(steps, str):
+        return openai_sections(T, steps)
+    # numpy's integers are integers, too.
+    if isinstance(steps, int | np.integer):
+        return spaced(spacing, T, int(steps))
+    listed = np.asarray(steps)
+    different = len(np.unique(listed)) == listed.size > 0
+    if listed.dtype.kind not in "iu" or not different or listed.min() < 0 or listed.max() >= T:
+        raise ValueError(f"expected different timesteps in [0, {T}), got {reprlib.repr(steps)}")
+    return torch.from_numpy(np.sort(listed.ravel()).astype(np.int64))
 
 
 SPACINGS: dict[str, Callable[[int, int], Tensor]] = {

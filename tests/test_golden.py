@@ -17,7 +17,7 @@ import pytest
 ADAPTER = Path(__file__).parent / "golden" / "adapter.py"
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 
-# Every case of these is covered, but for whole likelihoods and whole DDIM chains.
+# Every case of these is covered, but for whole likelihoods.
 COVERED = (
     "schedules",
     "gaussian",
@@ -31,7 +31,7 @@ COVERED = (
     "ho",
     "train",
 )
-ELSEWHERE = ("likelihood/bpd", "chains/iddpm/ddim", "chains/diffusers/ddim")
+ELSEWHERE = ("likelihood/bpd",)
 IN_FLOAT64 = ("gaussian", "lucidrains", "likelihood")
 
 pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden sets in {GOLDEN}")

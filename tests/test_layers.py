@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # Each layer imports only those before it. A new module must be given its place here.
 LAYERS = (
     ("_installation", "atomic", "schedule", "timesteps", "noise", "gaussian", "kernels"),
-    ("coefficients",),
+    ("coefficients", "step_rows"),
     ("diffusion",),
     ("ops",),
     ("unet",),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -117,3 +120,28 @@ def test_ddim_strides_exist_or_are_refused(T: int, n: int) -> None:
 def test_mistakes_say_what_was_expected(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("steps", "spacing", "expected"),
+    [
+        (3, "linspace", [0, 50, 99]),
+        (np.int64(2), "trailing", [49, 99]),
+        (4, "leading", [0, 25, 50, 75]),
+        ("ddim20", "quad", list(range(0, 100, 5))),
+        ("1,2", "linspace", [0, 50, 99]),
+        ([70, 3, 99], "linspace", [3, 70, 99]),
+        (range(0, 100, 40), "linspace", [0, 40, 80]),
+        (torch.tensor([5, 4]), "linspace", [4, 5]),
+        (np.array([8]), "linspace", [8]),
+    ],
+)
+def test_a_chain_is_told_in_any_way(steps: Any, spacing: str, expected: list[int]) -> None:
+    chosen = timesteps.chosen(100, steps, spacing)
+    assert chosen.dtype == torch.int64 and chosen.tolist() == expected
+
+
+@pytest.mark.parametrize("steps", [[], [1, 1], [100], [-1], [0.5]])
+def test_lists_that_are_no_chain(steps: Any) -> None:
+    with pytest.raises(ValueError, match="expected different timesteps"):
+        timesteps.chosen(100, steps)

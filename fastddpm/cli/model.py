@@ -59,7 +59,7 @@ Seed: TypeAlias = Annotated[
 
 def load_sampler(
     model: str,
-    steps: int | None,
+    steps: str | None,
     spacing: str,
     engine: str,
     device: str | None,
@@ -82,11 +82,12 @@ def load_sampler(
     return Sampler(unet, diffusion, engine, place, getattr(torch, dtype), **own), unet
 
 
-def respaced(diffusion: GaussianDiffusion, steps: int | None, spacing: str) -> GaussianDiffusion:
-    """The diffusion over ``steps`` of its timesteps; None keeps them all."""
+def respaced(diffusion: GaussianDiffusion, steps: str | None, spacing: str) -> GaussianDiffusion:
+    """The diffusion over so many of its timesteps, or OpenAI's sections of them; None keeps all."""
     if steps is None:
         return diffusion
-    kept = timesteps.spaced(spacing, diffusion.num_steps, steps)
+    count = int(steps) if steps.isdecimal() else steps
+    kept = timesteps.chosen(diffusion.num_steps, count, spacing)
     # The positions in the model's own chain, which may be respaced itself.
     return diffusion.respace(diffusion.schedule.timesteps[kept])
 

@@ -8,11 +8,12 @@ from typing import Annotated, TypeAlias
 import torch
 import typer
 
+from fastddpm.cli import method as how
 from fastddpm.cli import model as models
 from fastddpm.cli.progress import Bar
 from fastddpm.cli.sample_folder import GRID, IMAGES, RESULT, Images, SampleFolder
 from fastddpm.engine import CpuOptions
-from fastddpm.sampler import Sampler, image_grid, save_png, to_uint8
+from fastddpm.sampler import Options, Sampler, image_grid, save_png, to_uint8
 
 GRID_IMAGES = 100
 FORMATS = ("npz", "png")
@@ -22,10 +23,10 @@ BatchSize: TypeAlias = Annotated[
     int, typer.Option(min=1, help="Images run at once; each batch is kept when done.")
 ]
 Steps: TypeAlias = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        min=1,
-        help="Reverse steps, 1 to T, all T by default; fewer are spread over the T of the model.",
+        help="Reverse steps, 1 to T, all T by default; fewer are spread over the T of the model. "
+        "Or OpenAI's sections: 10,15,20 or ddim50.",
     ),
 ]
 Spacing: TypeAlias = Annotated[
@@ -56,6 +57,12 @@ def sample(
     batch_size: BatchSize = 64,
     steps: Steps = None,
     spacing: Spacing = "linspace",
+    method: how.Method = "ancestral",
+    eta: how.Eta = 0.0,
+    clip: how.Clip = None,
+    variance: how.Variance = None,
+    guidance: how.Guidance = None,
+    null_label: how.NullLabel = None,
     engine: models.Engine = "auto",
     device: models.Device = None,
     dtype: models.Dtype = "float32",
@@ -67,7 +74,7 @@ def sample(
     format: Format = "npz",
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw images by the whole reverse chain.
+    """Draw images by the whole reverse chain, or by fewer steps of any method.
 
     Writes OUT/samples.npz (array "samples", uint8 [N, H, W, C]; a byte is round((x+1)*127.5)),
     OUT/samples.png (a grid of the first 100) and OUT/settings.json. Batches are kept as they
@@ -78,11 +85,14 @@ def sample(
     cpu = CpuOptions(threads, weights, memory)
     sampler, unet = models.load_sampler(model, steps, spacing, engine, device, dtype, cpu)
     _check_format(format, sampler.shape)
+    options = how.options_of(method, eta, clip, variance, guidance, null_label)
+    how.check(options, sampler.diffusion, classes, unet)
     settings = {
         **models.identity(model, unet, sampler.diffusion, dtype, weights),
         **{"num": num, "seed": seed, "batch_size": batch_size},
         **{"steps": sampler.diffusion.num_steps, "spacing": spacing},
         **{"labels": labels, "format": format},
+        **how.settings_of(options),
     }
     folder = SampleFolder(out, settings, overwrite=overwrite)
     if folder.complete:
@@ -90,7 +100,7 @@ def sample(
         return
     typer.echo(sampler.explain(), err=True)
     parts = [range(i, min(i + batch_size, num)) for i in range(0, num, batch_size)]
-    _run(sampler, folder, parts, seed, classes)
+    _run(sampler, folder, parts, seed, classes, options)
     samples = folder.join(parts)
     written = (
         _write_pictures(folder, samples, format) if models.makes_pictures(sampler.shape) else []
@@ -125,6 +135,7 @@ def _run(
     parts: list[range],
     seed: int,
     classes: list[int] | None,
+    options: Options,
 ) -> None:
     """Make the batches that are not done yet."""
     num, steps = parts[-1].stop, sampler.diffusion.num_steps
@@ -133,7 +144,7 @@ def _run(
     try:
         with Bar("sampling", work, unit="images", scale=1 / steps) as bar:
             for part in left:
-                folder.write(part, _batch(sampler, part, seed, classes, bar))
+                folder.write(part, _batch(sampler, part, seed, classes, options, bar))
     except KeyboardInterrupt:
         done = sum(len(part) for part in parts if folder.has(part))
         typer.echo(
@@ -144,12 +155,20 @@ def _run(
         raise
 
 
-def _batch(sampler: Sampler, part: range, seed: int, classes: list[int] | None, bar: Bar) -> Images:
+def _batch(
+    sampler: Sampler,
+    part: range,
+    seed: int,
+    classes: list[int] | None,
+    options: Options,
+    bar: Bar,
+) -> Images:
     x = sampler.sample(
         indices=part,
         seed=seed,
         labels=None if classes is None else classes[part.start : part.stop],
         progress=lambda _, __: bar.advance(len(part)),
+        **options,
     )
     return to_uint8(x).numpy()
 

@@ -123,6 +123,8 @@ class CpuRunner(ChainRunner):
         while count > 0:
             with self._weights.lock:
                 count -= self._program.native.run(self._index, count, _SECONDS)
+            for call in self._program.lowered.calls:
+                call.check()
         return self._state
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fastddpm import ops
-from fastddpm.integrations.threshold import Threshold
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 from fastddpm.ops.bound_step import CPU, BoundStep, plain
+from fastddpm.sampler.threshold import Threshold
 
 # What the second half of an output with 2C channels says; "given" is σ² itself.
 FIXED, LEARNED, LEARNED_RANGE, GIVEN = "fixed_small", "learned", "learned_range", "given"

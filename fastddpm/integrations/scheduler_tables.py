@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint.schedulers import read_betas
-from fastddpm.integrations.threshold import Threshold
 from fastddpm.integrations.visited import END, UNLISTED, Visited
+from fastddpm.sampler.threshold import Threshold
 
 COMPATIBILITIES = ("diffusers", "exact")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")

@@ -45,10 +45,10 @@ from torch import Tensor
 
 from fastddpm.integrations.affine_step import FIXED, GIVEN, LEARNED, LEARNED_RANGE, AffineStep
 from fastddpm.integrations.scheduler_tables import FollowingTables, with_compatibility
-from fastddpm.integrations.step_rows import ancestral_rows, ddim_rows
 from fastddpm.integrations.visited import END, UNLISTED
 from fastddpm.ops import torch_normal
 from fastddpm.ops.bound_step import CPU, plain
+from fastddpm.step_rows import ancestral_rows, ddim_rows
 
 _LEARNED = {"learned": GIVEN, "learned_range": LEARNED_RANGE}
 _MENDED = {"fixed_small_log": "fixed_small", "fixed_large_log": "fixed_large"}

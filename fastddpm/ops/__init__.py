@@ -3,6 +3,7 @@
 from fastddpm.ops.ancestral_step import Draw, ancestral_step, ancestral_step_
 from fastddpm.ops.backends import using
 from fastddpm.ops.group_norm_silu import group_norm_silu
+from fastddpm.ops.host_call import host_call_
 from fastddpm.ops.library import cpu_library_status
 from fastddpm.ops.normal import normal
 from fastddpm.ops.q_sample import q_sample
@@ -18,6 +19,7 @@ __all__ = [
     "ancestral_step_",
     "cpu_library_status",
     "group_norm_silu",
+    "host_call_",
     "is_recording",
     "normal",
     "q_sample",

@@ -52,6 +52,7 @@ class Op(IntEnum):
     POINTWISE = 5
     LAYOUT = 6
     STEP = 7
+    CALL = 8
 
 
 _pointer = ctypes.c_void_p
@@ -227,6 +228,11 @@ class Step(Arguments):
         ("timesteps", _pointer),
         ("first_nonfinite", _pointer),
     )
+
+
+class Call(Arguments):
+    op = Op.CALL
+    _fields_ = (("function", _pointer), ("context", _pointer))
 
 
 class Instruction(ctypes.Structure):

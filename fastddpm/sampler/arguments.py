@@ -112,6 +112,41 @@ def images(name: str, value: Any) -> Tensor:
     return tensor
 
 
+def guidance(
+    model: Any, rows: Tensor | None, *, guidance: float, null_label: int | None = None, **_: Any
+) -> tuple[int, float]:
+    """The class that stands for none, and w of classifier-free guidance, for label rows."""
+    if rows is None or rows.is_floating_point():
+        raise ValueError("guidance= needs labels=, one class for each image")
+    config = getattr(model, "config", None)
+    classes = getattr(config, "num_class_embeds", None)
+    if null_label is None:
+        if classes is None:
+            raise ValueError("the model has no config that tells its classes: give null_label=")
+        null_label = classes - 1
+    label = integer("null_label", null_label)
+    _check_classes([label], classes)
+    scale = float(guidance)
+    if not math.isfinite(scale):
+        raise ValueError(f"guidance must be finite, got {guidance}")
+    return label, scale
+
+
+def mask(name: str, value: Any, images: Tensor) -> Tensor:
+    """A mask of zeros and ones that broadcasts to the images, as bool of their shape."""
+    tensor = torch.as_tensor(value, device=images.device)
+    if tensor.dtype != torch.bool:
+        if not ((tensor == 0) | (tensor == 1)).all():
+            raise ValueError(f"{name} must be bool, or 0 and 1")
+        tensor = tensor == 1
+    try:
+        return tensor.expand(images.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must broadcast to the images {list(images.shape)}, got {list(tensor.shape)}"
+        ) from None
+
+
 def _floating(labels: Labels, device: torch.device) -> Tensor:
     try:
         return torch.as_tensor(labels, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""The reverse chain: the steps start, ..., 0, run by an engine and watched for NaN."""
+"""A chain of one recipe: the steps start, ..., 0, run by an engine and watched for NaN."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import Plan, Runner, RunnerCache, Selection
 from fastddpm.sampler.ancestral import AncestralStep, StepTables
+from fastddpm.sampler.conditions import NO_CONDITIONS, Conditions
+from fastddpm.sampler.edited import EditedEstimate
+from fastddpm.sampler.guidance import Guidance
 from fastddpm.sampler.model import Model, evaluated, isolated
-from fastddpm.sampler.network import Network, network_of
+from fastddpm.sampler.network import Network, Networks
 from fastddpm.sampler.noise_source import CounterNoise, NoiseSource
+from fastddpm.sampler.recipe import OWN, Recipe
+from fastddpm.sampler.repaint import Known
 
 # How often the host looks whether the chain is still finite; each look waits for the device.
 CHECK_EVERY = 50
@@ -49,7 +54,7 @@ class Kind:
     """What a prepared chain is made for; calls of one kind share it."""
 
     shape: tuple[int, ...]  # [B, C, H, W]
-    noise: type
+    noise: type | None
     labels: tuple[tuple[int, ...], torch.dtype] | None
     estimates: bool
 
@@ -59,12 +64,16 @@ class Prepared(NamedTuple):
 
     step: AncestralStep
     runner: Runner
+    guidance: Guidance | None
+    known: Known | None
 
 
 class Chain:
     """The reverse chain of one model under one diffusion, prepared once for each kind of call.
 
-    tf32: whether float32 products may be rounded to TF32 on a GPU.
+    diffusion: of all timesteps that the recipe chooses from.
+    tf32:      whether float32 products may be rounded to TF32 on a GPU.
+    networks:  the model's; None: this chain's own.
     """
 
     def __init__(
@@ -76,22 +85,30 @@ class Chain:
         dtype: torch.dtype | None,
         *,
         tf32: bool = False,
+        recipe: Recipe = OWN,
+        networks: Networks | None = None,
     ) -> None:
-        self.diffusion = diffusion
+        self.diffusion = recipe.diffusion(diffusion)
         self.engine = engine
         self.device = device
         self._tf32 = tf32
-        self._tables = StepTables.of(diffusion, device)
-        self._make_network = partial(
-            network_of, model, device, dtype, self._tables.network_t, engine
-        )
+        self._recipe = recipe
+        self.method, self._known_rows = recipe.steps(self.diffusion)
+        self._tables = StepTables.of_method(self.method, device)
+        self._networks = networks or Networks(model, device, dtype, engine)
         self._turn = threading.Lock()
         self._network: Network | None = None
         self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
 
     @property
     def num_steps(self) -> int:
-        return self.diffusion.num_steps
+        """Of the chain, as many as it calls the network."""
+        return self.method.num_steps
+
+    @property
+    def copies(self) -> int:
+        """Rows of each sample."""
+        return 2 if self._recipe.guided else 1
 
     def counter_noise(self, seed: int, indices: Tensor, shape: tuple[int, ...]) -> CounterNoise:
         """The counter's noise for the samples ``indices``, int64 [B], of shape (C, H, W)."""
@@ -103,7 +120,7 @@ class Chain:
         noise: NoiseSource,
         start: int,
         *,
-        labels: Tensor | None = None,
+        conditions: Conditions = NO_CONDITIONS,
         rows: int | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> Tensor:
@@ -111,7 +128,7 @@ class Chain:
         step."""
         image = x
         each = after_step is not None
-        moments = self.run(x, noise, start, labels=labels, rows=rows, each_step=each)
+        moments = self.run(x, noise, start, conditions=conditions, rows=rows, each_step=each)
         with self.running():
             for moment in moments:
                 image = moment.x_t
@@ -125,7 +142,7 @@ class Chain:
         noise: NoiseSource,
         start: int,
         *,
-        labels: Tensor | None = None,
+        conditions: Conditions = NO_CONDITIONS,
         rows: int | None = None,
         estimates: bool = False,
         shown_every: int = CHECK_EVERY,
@@ -136,7 +153,6 @@ class Chain:
         To be read inside ``running``.
 
         x:      float32 [B, C, H, W].
-        labels: [B, ...] on the device, or None.
         rows:   run with this many rows >= B, as another batch was: the rows beyond B are made up
                 and dropped. Exact, because no row's noise depends on another.
 
@@ -145,17 +161,21 @@ class Chain:
         once. Raises FloatingPointError for NaN or Inf, naming the timestep; at the latest
         CHECK_EVERY steps on, and before it yields an index that is a multiple of ``shown_every``.
         """
-        states = _with_rows(x, rows or len(x))
+        size = rows or len(x)
+        labels = self._labels(conditions, size)
+        states = torch.cat([_with_rows(x, size)] * self.copies)
         kind = Kind(
             tuple(states.shape),
-            type(noise),
+            type(noise) if self.method.stochastic else None,
             None if labels is None else (tuple(labels.shape[1:]), labels.dtype),
             estimates,
         )
         make = partial(self._prepare, self._refreshed(), kind, noise, labels)
         checked = partial(_is_checked, shown_every)
-        stops = _always if each_step or noise.per_step else checked
-        moments = self._moments(kind, make, states, noise, start, labels, checked, stops)
+        per_step = noise.per_step and self.method.stochastic
+        stops = _always if each_step or per_step else checked
+        given = (noise, labels, conditions)
+        moments = self._moments(kind, make, states, given, start, checked, stops)
         return (moment.first(len(x)) for moment in moments)
 
     def _moments(
@@ -163,23 +183,46 @@ class Chain:
         kind: Kind,
         make: Callable[[], Prepared],
         x: Tensor,
-        noise: NoiseSource,
+        given: tuple[NoiseSource, Tensor | None, Conditions],
         start: int,
-        labels: Tensor | None,
         checked: Callable[[int], bool],
         stops: Callable[[int], bool],
     ) -> Iterator[Moment]:
+        noise, labels, conditions = given
         # Borrowed: a stream that is read slowly may meet another call of its kind meanwhile.
-        with self._kept.borrow(kind, make) as (step, runner):
-            step.load(noise, labels)
+        with self._kept.borrow(kind, make) as prepared:
+            step, runner = prepared.step, prepared.runner
+            step.load(noise, labels, start, self.copies)
+            self._load(prepared, conditions, kind.shape[0] // self.copies)
             step.refresh(noise, start)
             runner.reread()
             for i, state in runner.iterate(x, start, stops=stops):
                 if checked(i):
-                    step.check_finite()
+                    step.check_finite(self.method.timesteps)
                 yield Moment(i, state, step.x_0)
                 if i > 0:
                     step.refresh(noise, i - 1)
+
+    def _load(self, prepared: Prepared, conditions: Conditions, rows: int) -> None:
+        """Write a call's conditions where the step reads them."""
+        if prepared.guidance is not None:
+            prepared.guidance.scale.fill_(conditions.guidance)
+        if prepared.known is not None:
+            assert conditions.images is not None and conditions.mask is not None
+            images, mask = (
+                torch.cat([_with_rows(part, rows)] * self.copies)
+                for part in (conditions.images, conditions.mask)
+            )
+            prepared.known.load(images, mask)
+
+    def _labels(self, conditions: Conditions, rows: int) -> Tensor | None:
+        """Of all rows that run."""
+        if conditions.labels is None:
+            return None
+        labels = _with_rows(conditions.labels, rows)
+        if not self._recipe.guided:
+            return labels
+        return torch.cat([labels, torch.full_like(labels, conditions.null_label)])
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -200,7 +243,7 @@ class Chain:
         with self._turn, isolated(self.device, tf32=self._tf32):
             if self._network is None or self._network.refresh(reread=True):
                 self._kept.clear()
-                self._network = self._make_network()
+                self._network = self._networks.of(self._tables.network_t)
         return self._network
 
     def _prepare(
@@ -209,18 +252,33 @@ class Chain:
         def buffer() -> Tensor:
             return torch.zeros(kind.shape, dtype=torch.float32, device=self.device)
 
+        method, shape, rows = self.method, kind.shape, self._tables.rows
+        guidance = known = edited = None
+        if self._recipe.guided:
+            learns = self.diffusion.learns_variance
+            guidance = Guidance(shape, self.device, learns_variance=learns)
+        if self._known_rows is not None:
+            known_rows = self._known_rows.to(self.device, torch.float32)
+            known = Known(known_rows, shape, self.engine.backend)
+        if self._recipe.edits:
+            edited = EditedEstimate(self._recipe.edits, rows, shape, stochastic=method.stochastic)
+        drawn = noise.allocate(shape[0], self._tables.timesteps) if method.stochastic else None
         step = AncestralStep(
             network,
-            self.diffusion,
+            method,
             self._tables,
-            kind.shape,
-            noise.allocate(kind.shape[0], self._tables.timesteps),
+            shape,
+            drawn,
             backend=self.engine.backend,
-            labels=None if labels is None else _with_rows(labels, kind.shape[0]),
-            x_0=buffer() if kind.estimates else None,
+            labels=labels,
+            x_0=buffer() if kind.estimates or drawn is None else None,
+            first=None if method.first is None else method.first.to(rows),
+            guidance=guidance,
+            edited=edited,
+            known=known,
         )
-        plan = Plan(kind.shape, self.num_steps, self.device, fused=network.fused)
-        return Prepared(step, self.engine.prepare(step, plan))
+        plan = Plan(shape, self.num_steps, self.device, fused=network.fused)
+        return Prepared(step, self.engine.prepare(step, plan), guidance, known)
 
 
 def _is_checked(shown_every: int, i: int) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastddpm import ops
 from fastddpm.noise import Purpose
 from fastddpm.sampler.chain import Chain
+from fastddpm.sampler.conditions import NO_CONDITIONS, Conditions
 from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
 
 # Sample indices of the decoding chains, beyond those of any sample: with sample 0's own noise a
@@ -36,7 +37,7 @@ def interpolate(
     *,
     resample_noise: bool = False,
     noise: CallerNoise | None = None,
-    labels: Tensor | None = None,
+    conditions: Conditions = NO_CONDITIONS,
     after_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Decode mixtures of a and b, all lambdas in one batch.
@@ -53,7 +54,7 @@ def interpolate(
     noise:          ``fn(step, shape)`` instead of the seed: called with step = T for a's encoder
                     and again for b's, then once for each step t, ..., 0 (the last unused). shape is
                     [B, C, H, W], or [L*B, C, H, W], lambda by lambda, with resample_noise.
-    labels:         one for each of the L * B rows, on the device, or None.
+    conditions:     labels, one for each of the L * B rows, if there are any.
     after_step:     called after each of the t + 1 steps; None: nobody is.
 
     Returns float32 [L, C, H, W] or [L, B, C, H, W]. Raises ValueError as ``Sampler.sample`` does.
@@ -65,7 +66,7 @@ def interpolate(
     copies = 1 if resample_noise else len(lambdas)
     z_a, z_b, source = _noise(chain, shape, seed, noise, draws, copies, t)
     x_t = _mix(chain, pairs, (z_a, z_b), t, lambdas)
-    decoded = chain.decode(x_t, source, t, labels=labels, after_step=after_step)
+    decoded = chain.decode(x_t, source, t, conditions=conditions, after_step=after_step)
     images = decoded.reshape(len(lambdas), *pairs[0].shape)
     return images[:, 0] if a.ndim == len(shape) else images
 
@@ -98,7 +99,7 @@ def _noise(
 ) -> tuple[Tensor, Tensor, NoiseSource]:
     """The two encoders' noise, [draws, C, H, W] each, and the chain's, for copies * draws rows."""
     if noise is not None:
-        given = GivenNoise(noise, (draws, *shape), chain.device, copies)
+        given = GivenNoise(noise, (draws, *shape), chain.device)
         return given.draw(chain.num_steps), given.draw(chain.num_steps), given
     rows = torch.arange(draws, dtype=torch.int64, device=chain.device)
     step = int(chain.diffusion.schedule.timesteps[t])

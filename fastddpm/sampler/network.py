@@ -6,6 +6,7 @@ T steps in one table (unet_network.py); anything else is called as model(x, t).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -54,6 +55,10 @@ class Network(Protocol):
 
     def at_step(self, x: Tensor, i: Tensor, condition: Tensor | None) -> Tensor:
         """The output at step i of the chain, int64 [1]."""
+        ...
+
+    def over(self, timesteps: Tensor) -> Network:
+        """The same network, of the same weights, for a chain over other timesteps."""
         ...
 
     def refresh(self, *, reread: bool) -> bool:
@@ -122,6 +127,11 @@ class CallableNetwork:
             )
         return native(output)
 
+    def over(self, timesteps: Tensor) -> CallableNetwork:
+        other = copy.copy(self)
+        other._timesteps = timesteps
+        return other
+
     def refresh(self, *, reread: bool) -> bool:
         if reread:
             # A model that is computed by a U-Net keeps a copy of its weights, too.
@@ -152,3 +162,22 @@ def network_of(
         if engine.name == "cpu":
             return PlainNetwork(model, device, timesteps)
     return CallableNetwork(model, device, dtype, timesteps)
+
+
+class Networks:
+    """One model's networks for its chains, which share its weights; arguments as
+    ``network_of``'s."""
+
+    def __init__(
+        self, model: Model, device: torch.device, dtype: torch.dtype | None, engine: Selection
+    ) -> None:
+        self._given = (model, device, dtype)
+        self._engine = engine
+        self._first: Network | None = None
+
+    def of(self, timesteps: Tensor) -> Network:
+        """For a chain over these timesteps, [S] on the device."""
+        if self._first is None or self._first.refresh(reread=True):
+            self._first = network_of(*self._given, timesteps, self._engine)
+            return self._first
+        return self._first.over(timesteps)

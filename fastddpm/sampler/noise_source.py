@@ -38,9 +38,10 @@ class NoiseSource(Protocol):
         inside the step. timesteps: int64 [T], the original timestep of each step."""
         ...
 
-    def load(self, noise: Tensor | ops.Draw) -> None:
-        """Make ``noise``, as some source of this class has allocated it, this source's own. It may
-        have more rows than the batch; what those hold is never looked at."""
+    def load(self, noise: Tensor | ops.Draw, copies: int = 1) -> None:
+        """Make ``noise``, as some source of this class has allocated it, this source's own. It has
+        so many parts, each for the batch. They may have more rows than that; what those hold is
+        never looked at."""
         ...
 
     def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
@@ -77,11 +78,12 @@ class CounterNoise:
     def allocate(self, batch: int, timesteps: Tensor) -> ops.Draw:
         return ops.Draw.of(0, self._indices.new_zeros(batch), timesteps)
 
-    def load(self, noise: Tensor | ops.Draw) -> None:
+    def load(self, noise: Tensor | ops.Draw, copies: int = 1) -> None:
         assert isinstance(noise, ops.Draw)
         draw = ops.Draw.of(self._seed, self._indices, noise.timesteps)
         noise.seed.copy_(draw.seed)
-        noise.indices[: len(self._indices)].copy_(self._indices)
+        parts = noise.indices.view(copies, len(noise.indices) // copies)
+        parts[:, : len(self._indices)].copy_(self._indices)
 
     def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
         """Nothing to do: the step draws by itself."""
@@ -92,15 +94,12 @@ class GivenNoise:
 
     fn:     see ``Sampler.sample``.
     drawn:  shape of a draw, [b, C, H, W].
-    device: where the chain runs.
-    copies: the chain runs copies * b rows; row r takes draw r % b.
+    device: where the chain runs, of any multiple of b rows: row r takes draw r % b.
     """
 
     per_step = True
 
-    def __init__(
-        self, fn: CallerNoise, drawn: tuple[int, ...], device: torch.device, copies: int = 1
-    ) -> None:
+    def __init__(self, fn: CallerNoise, drawn: tuple[int, ...], device: torch.device) -> None:
         if not callable(fn):
             raise ValueError(
                 f"noise must be callable as noise(step, shape), got {type(fn).__name__}"
@@ -108,7 +107,6 @@ class GivenNoise:
         self._fn = fn
         self._drawn = drawn
         self._device = device
-        self._copies = copies
 
     def draw(self, step: int) -> Tensor:
         """One draw, float32 [b, C, H, W] on the device; ValueError for another shape."""
@@ -129,10 +127,10 @@ class GivenNoise:
         shape = (batch, *self._drawn[1:])
         return torch.zeros(shape, dtype=torch.float32, device=self._device)
 
-    def load(self, noise: Tensor | ops.Draw) -> None:
+    def load(self, noise: Tensor | ops.Draw, copies: int = 1) -> None:
         """Nothing to do: ``refresh`` fills the buffer."""
 
     def refresh(self, i: int, noise: Tensor | ops.Draw) -> None:
         assert isinstance(noise, Tensor)
-        rows = noise[: self._copies * self._drawn[0]]
-        rows.view(self._copies, *self._drawn).copy_(self.draw(i))
+        copies = len(noise) // max(self._drawn[0], 1)
+        noise.view(copies, *self._drawn).copy_(self.draw(i))

@@ -2,14 +2,15 @@
 
     x_T ~ N(0, I);   for i = T-1, ..., 0:  x <- step(x, i);   the image is the last x
 
-The index i counts the steps still to come after this one; a respaced diffusion has fewer of them.
+The index i counts the steps still to come after this one; a chain of fewer steps, or of another
+method, has other tables for the same step (methods.py).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,13 +20,18 @@ from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import CpuOptions
 from fastddpm.sampler import arguments, interpolate
 from fastddpm.sampler.arguments import Array, Indices, Labels, integer, positive
-from fastddpm.sampler.chain import Chain
+from fastddpm.sampler.conditions import Conditions
+from fastddpm.sampler.editing import Editing
 from fastddpm.sampler.explain import explain
+from fastddpm.sampler.measured import Measured, measure
 from fastddpm.sampler.model import Model, device_of, sample_shape, unwrapped
-from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
+from fastddpm.sampler.noise_source import CallerNoise, NoiseSource
+from fastddpm.sampler.recipe import OWN, Options, Recipe
+from fastddpm.sampler.runs import Call, Progress, Runs, chosen_samples, counted
 from fastddpm.sampler.unet_network import unfit_for_programs
 
-Progress = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Step:
     x_0: Tensor
 
 
-class Sampler:
+class Sampler(Editing):
     """Samples of ``model`` under ``diffusion``.
 
     model:      fastddpm.UNet or any callable (x, t) -> output. x is [B, C, H, W] in the network's
@@ -98,27 +104,48 @@ class Sampler:
             raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
         if not isinstance(diffusion, GaussianDiffusion):
             raise ValueError(f"diffusion must be a GaussianDiffusion, got {diffusion!r}")
-        self.model = model
-        self.diffusion = diffusion
-        self.device = device_of(model, device)
-        self.dtype = dtype
-        self.batch_size = None if batch_size is None else positive("batch_size", batch_size)
-        self._shape = sample_shape(model) if shape is None else arguments.sample_shape(shape)
-        self._tf32 = tf32
-        self._engine = engines.select(
+        place = device_of(model, device)
+        selected = engines.select(
             engine,
-            self.device,
+            place,
             CpuOptions(threads, weights, memory),
             unfit=unfit_for_programs(unwrapped(model), dtype),
         )
-        self._chain = Chain(model, diffusion, self._engine, self.device, dtype, tf32=tf32)
+        known = sample_shape(model) if shape is None else arguments.sample_shape(shape)
+        most = None if batch_size is None else positive("batch_size", batch_size)
+        self._runs = Runs(model, diffusion, selected, place, dtype, known, most, tf32=tf32)
+        # Made at once: here a diffusion that cannot be run is found.
+        self._chain = self._runs.chain_of(OWN)
+
+    @property
+    def model(self) -> Model:
+        """As it was given."""
+        return self._runs.model
+
+    @property
+    def diffusion(self) -> GaussianDiffusion:
+        """As it was given."""
+        return self._runs.diffusion
+
+    @property
+    def device(self) -> torch.device:
+        """Where the chains run."""
+        return self._runs.device
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What the network was asked to compute in; None: its own."""
+        return self._runs.dtype
+
+    @property
+    def batch_size(self) -> int | None:
+        """The most images that run at once, where the caller said so."""
+        return self._runs.batch_size
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of a sample; ValueError if neither the caller nor the model's config told."""
-        if self._shape is None:
-            raise ValueError("the model has no config that tells the sample's shape: give shape=")
-        return self._shape
+        return self._runs.shape
 
     def sample(
         self,
@@ -128,8 +155,10 @@ class Sampler:
         indices: Indices | None = None,
         noise: CallerNoise | None = None,
         labels: Labels | None = None,
+        x_T: Tensor | Array | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
+        **options: Unpack[Options],
     ) -> Tensor:
         """Draw images.
 
@@ -141,12 +170,15 @@ class Sampler:
             noise: instead of the seed, ``fn(step, shape) -> noise [n, C, H, W]``, called with
                 step = T for x_T and then once for each step T-1, ..., 0, the last included though
                 it adds no noise (so that draws align with OpenAI's and Ho's loops; diffusers draws
-                none there). The batch is not split.
+                none there). A method without noise asks for x_T alone. The batch is not split.
             labels: one class for all images, or one for each; needs a conditional model. Floating
                 where the model's class_embed_type is "timestep" or "identity".
+            x_T: where the chain begins, float [n, C, H, W], instead of noise.
             batch_size: overrides the sampler's for this call.
             progress: called after every step with (steps done, steps in all), summed over the
                       batches.
+            options: steps, spacing, method, eta, variance, clip, guidance, null_label, on_x_0; see
+                ``fastddpm.sampler.Options``.
 
         Returns:
             float32 [n, C, H, W] on the sampler's device: the last step's mean as it is. With clip=1
@@ -156,25 +188,15 @@ class Sampler:
             ValueError: arguments that do not fit together.
             FloatingPointError: NaN or Inf in the chain; names the timestep.
         """
-        chosen, seed = _chosen(n, indices, noise), integer("seed", seed)
-        rows = self._labels(labels, len(chosen))
-        size = self._split(len(chosen), batch_size, noise)
-        chain = self._chain
-        batches = [slice(i, i + size) for i in range(0, len(chosen), size)]
-        after_step = _counted(progress, len(batches) * chain.num_steps)
-        images = torch.empty((len(chosen), *self.shape), dtype=torch.float32, device=self.device)
-        for batch in batches:
-            source = self._source(seed, chosen[batch], noise)
-            images[batch] = chain.decode(
-                source.initial(chain.num_steps),
-                source,
-                chain.num_steps - 1,
-                labels=None if rows is None else rows[batch],
-                # A last batch with fewer images runs in the graph that the others ran in.
-                rows=size if self._engine.captures and len(batches) > 1 else None,
-                after_step=after_step,
-            )
-        return images
+        given = None if x_T is None else self._runs.images("x_T", x_T)
+        if given is not None and n is None and indices is None:
+            n = len(given)
+        recipe = Recipe.of(self._runs.diffusion, options)
+        call = self._runs.call(
+            recipe, options, chosen_samples(n, indices, noise), seed, noise, labels
+        )
+        begin = self._runs.begin_at(call, given)
+        return self._runs.decode(call, begin, call.chain.num_steps - 1, batch_size, progress)
 
     def stream(
         self,
@@ -185,6 +207,8 @@ class Sampler:
         indices: Indices | None = None,
         noise: CallerNoise | None = None,
         labels: Labels | None = None,
+        x_T: Tensor | Array | None = None,
+        **options: Unpack[Options],
     ) -> Iterator[Step]:
         """Progressive generation: states and estimates on the way to the images of ``sample``.
 
@@ -192,18 +216,25 @@ class Sampler:
         has t = 0 and x_t what ``sample`` returns. All images run as one batch. Other arguments and
         errors as in ``sample``; the arguments are checked at once, the chain runs as it is read.
         """
-        every, seed = positive("every", every), integer("seed", seed)
-        chosen = _chosen(n, indices, noise)
-        rows = self._labels(labels, len(chosen))
-        return self._stream(self._source(seed, chosen, noise), every, rows)
+        every = positive("every", every)
+        given = None if x_T is None else self._runs.images("x_T", x_T)
+        if given is not None and n is None and indices is None:
+            n = len(given)
+        recipe = Recipe.of(self._runs.diffusion, options)
+        call = self._runs.call(
+            recipe, options, chosen_samples(n, indices, noise), seed, noise, labels
+        )
+        source = self._runs.source(call, call.chosen)
+        x = self._runs.begin_at(call, given)(source, slice(None))
+        return self._stream(call, x, source, every)
 
-    def _stream(self, source: NoiseSource, every: int, labels: Tensor | None) -> Iterator[Step]:
-        chain = self._chain
+    def _stream(self, call: Call, x: Tensor, source: NoiseSource, every: int) -> Iterator[Step]:
+        chain = call.chain
         moments = chain.run(
-            source.initial(chain.num_steps),
+            x,
             source,
             chain.num_steps - 1,
-            labels=labels,
+            conditions=call.conditions,
             estimates=True,
             shown_every=every,
         )
@@ -238,7 +269,7 @@ class Sampler:
         """
         image_a, image_b = (arguments.images("a and b", end) for end in (a, b))
         t, weights = integer("t", t), arguments.weights(lambdas)
-        shape = self._shape_of(image_a)
+        shape = self._runs.shape_of(image_a)
         pairs = len(image_a) if image_a.ndim > len(shape) else 1
         return interpolate.interpolate(
             self._chain,
@@ -250,52 +281,25 @@ class Sampler:
             integer("seed", seed),
             resample_noise=resample_noise,
             noise=noise,
-            labels=self._labels(labels, len(weights) * pairs),
-            after_step=_counted(progress, t + 1),
+            conditions=Conditions(self._runs.labels(labels, len(weights) * pairs)),
+            after_step=counted(progress, t + 1),
         )
+
+    def measure(
+        self,
+        images: Tensor | Array,
+        seed: int = 0,
+        *,
+        labels: Labels | None = None,
+        progress: Progress | None = None,
+    ) -> Measured:
+        """What the model does on data, at every timestep: for the analytic variance and the best
+        timesteps. images: float [B, C, H, W] in [-1, 1]; a thousand are plenty. See measured.py."""
+        x_0 = self._runs.images("images", images)
+        rows = self._runs.labels(labels, len(x_0))
+        return measure(self._runs.network(), self.diffusion, x_0, seed, rows, progress)
 
     def explain(self) -> str:
         """Which engine and kernels run, and why not the others, one line each."""
-        return explain(self.model, self._engine, self.device, self.dtype, self._tf32)
-
-    def _shape_of(self, images: Tensor) -> tuple[int, ...]:
-        """The sampler's shape; where that is unknown, the images'."""
-        if self._shape is None and images.ndim in (3, 4):
-            return tuple(images.shape[-3:])
-        return self.shape
-
-    def _source(self, seed: int, chosen: Tensor, noise: CallerNoise | None) -> NoiseSource:
-        if noise is None:
-            return self._chain.counter_noise(seed, chosen, self.shape)
-        return GivenNoise(noise, (len(chosen), *self.shape), self.device)
-
-    def _labels(self, labels: Labels | None, count: int) -> Tensor | None:
-        if labels is None:
-            return None
-        return arguments.label_rows(labels, count, self.model, self.device)
-
-    def _split(self, count: int, batch_size: int | None, noise: CallerNoise | None) -> int:
-        """Images in a batch, at least 1."""
-        own = None if batch_size is None else positive("batch_size", batch_size)
-        size = own or self.batch_size or max(count, 1)
-        if noise is not None and size < count:
-            raise ValueError(
-                f"noise= draws for the whole batch: {count} images cannot be split into "
-                f"batches of {size}"
-            )
-        return size if noise is not None else self._engine.batch(min(size, count), self.shape)
-
-
-def _chosen(n: int | None, indices: Indices | None, noise: CallerNoise | None) -> Tensor:
-    """The sample indices, int64 [n] on the host."""
-    if indices is not None and n is None and noise is not None:
-        raise ValueError("noise= replaces the counter's noise, which indices= choose from: give n")
-    return arguments.sample_indices(n, indices)
-
-
-def _counted(progress: Progress | None, total: int) -> Callable[[], None] | None:
-    """A function that reports one step more at each call; None where nobody listens."""
-    if progress is None:
-        return None
-    done = itertools.count(1)
-    return lambda: progress(next(done), total)
+        runs = self._runs
+        return explain(runs.model, runs.engine, runs.device, runs.dtype, runs.tf32)

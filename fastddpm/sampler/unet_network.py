@@ -9,8 +9,9 @@ as it is, from whose weights an engine makes its own copy (time rows: time_rows.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from fastddpm.sampler.model import Model, copy_weights, dtype_of, native, placed
 from fastddpm.sampler.time_rows import TimeRows, one_by_one
 from fastddpm.unet import PackedUNet, UNet
 from fastddpm.unet.activation import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def unfit_for_programs(model: Model, dtype: torch.dtype | None) -> str | None:
@@ -61,6 +65,12 @@ class _TabledNetwork:
 
     def _refill(self) -> None:
         self._table.copy_(self._filled())
+
+    def over(self, timesteps: Tensor) -> Self:
+        """The same network with the table of other timesteps."""
+        other = copy.copy(self)
+        _TabledNetwork.__init__(other, self._unet, timesteps)
+        return other
 
     def condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
         """The labels' part of the time embedding, [B, E]."""

@@ -101,7 +101,7 @@ struct Kernels {
   bool (*torch_normal)(const TorchNormalArguments&);  // whether there is one
   void (*ancestral_step)(const AncestralStepArguments&, int64_t begin, int64_t end);
   void (*q_sample)(const QSampleArguments&, int64_t begin, int64_t end);
-  const Operation* operations[FASTDDPM_OPS];
+  const Operation* operations[FASTDDPM_OP_CALL];  // a call is the same in every set
   const Packing *conv3x3_packing, *convolution_packing;
 };
 

@@ -32,7 +32,19 @@ using fastddpm::Team;
 constexpr int64_t ARGUMENT_BYTES[FASTDDPM_OPS] = {
     sizeof(fastddpm_conv3x3),    sizeof(fastddpm_convolution), sizeof(fastddpm_attention),
     sizeof(fastddpm_statistics), sizeof(fastddpm_norm),        sizeof(fastddpm_pointwise),
-    sizeof(fastddpm_layout),     sizeof(fastddpm_step)};
+    sizeof(fastddpm_layout),     sizeof(fastddpm_step),        sizeof(fastddpm_call)};
+
+// The caller's own thread is member 0.
+void run_call(const fastddpm_call& a, const Team& team) {
+  if (team.member == 0) reinterpret_cast<fastddpm_function>(a.function)(a.context, team.step);
+}
+
+constexpr Operation CALL =
+    fastddpm::operation<fastddpm_call, run_call, fastddpm::no_scratch<fastddpm_call>>();
+
+const Operation* operation_of(const Kernels& kernels, int64_t op) {
+  return op == FASTDDPM_OP_CALL ? &CALL : kernels.operations[op];
+}
 
 // Scratch comes in huge pages, or exactly where a sanitizer is to see what lies beyond it.
 #if defined(FASTDDPM_SANITIZED)
@@ -162,7 +174,7 @@ struct fastddpm_program {
     const Kernels& kernels = fastddpm::kernels();
     for (int64_t k = 0; k < count; ++k) {
       const char* arguments = static_cast<const char*>(code[k].arguments);
-      Instruction instruction{kernels.operations[code[k].op],
+      Instruction instruction{operation_of(kernels, code[k].op),
                               {arguments, arguments + ARGUMENT_BYTES[code[k].op]}};
       const int64_t bytes = instruction.operation->scratch(instruction.arguments.data(), threads);
       if (bytes > scratch_bytes_) scratch_bytes_ = bytes;

@@ -246,6 +246,14 @@ typedef struct {
   int64_t* first_nonfinite; /* or null; becomes max(itself, step) if an output is not finite */
 } fastddpm_step;
 
+/* function(context, step), called by the thread that runs the program while its others wait: what
+ * no instruction computes. function: a fastddpm_function. */
+typedef void (*fastddpm_function)(void* context, int64_t step);
+typedef struct {
+  void* function;
+  void* context;
+} fastddpm_call;
+
 enum {
   FASTDDPM_OP_CONV3X3 = 0,
   FASTDDPM_OP_CONVOLUTION,
@@ -255,6 +263,7 @@ enum {
   FASTDDPM_OP_POINTWISE,
   FASTDDPM_OP_LAYOUT,
   FASTDDPM_OP_STEP,
+  FASTDDPM_OP_CALL,
   FASTDDPM_OPS
 };
 

@@ -3,6 +3,7 @@
 #include <future>
 #include <memory>
 #include <stdexcept>
+#include <thread>
 
 #include "chain.h"
 #include "check.h"
@@ -188,6 +189,25 @@ void run_all(const std::vector<fastddpm_instruction>& code, int32_t threads) {
   if (!right || index != -1) throw std::runtime_error("the program counts its steps wrongly");
 }
 
+// What a called function saw: once a step, by the thread that runs the program.
+struct Called {
+  std::thread::id caller = std::this_thread::get_id();
+  int64_t times = 0, sum_of_steps = 0;
+
+  static void note(void* context, int64_t step) {
+    Called& own = *static_cast<Called*>(context);
+    if (std::this_thread::get_id() != own.caller) return;
+    ++own.times;
+    own.sum_of_steps += step;
+  }
+
+  void check() const {
+    if (times != STEPS || sum_of_steps != STEPS * (STEPS - 1) / 2) {
+      throw std::runtime_error("a function is not called once a step by the caller's own thread");
+    }
+  }
+};
+
 }  // namespace
 
 Results Chain::run(Samples samples, int32_t threads) const {
@@ -202,6 +222,8 @@ Results Chain::run(Samples samples, int32_t threads) const {
   const auto attention = code.attention();
   const auto halve = code.halve();
   const auto step = code.step();
+  Called called;
+  const fastddpm_call call = {reinterpret_cast<void*>(&Called::note), &called};
   run_all({{FASTDDPM_OP_LAYOUT, &enter},
            {FASTDDPM_OP_CONV3X3, &first},
            {FASTDDPM_OP_NORM, &h_norm},
@@ -213,8 +235,10 @@ Results Chain::run(Samples samples, int32_t threads) const {
            {FASTDDPM_OP_POINTWISE, &halve},
            {FASTDDPM_OP_CONV3X3, &last},
            {FASTDDPM_OP_LAYOUT, &leave},
+           {FASTDDPM_OP_CALL, &call},
            {FASTDDPM_OP_STEP, &step}},
           threads);
+  called.check();
   return {{"x", taken(code.state, 1, 1)}};
 }
 

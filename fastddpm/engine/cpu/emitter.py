@@ -7,13 +7,14 @@ of its output after it was emitted, since the code is laid out at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from fastddpm.engine.cpu import values
 from fastddpm.engine.cpu.arena import Arena
+from fastddpm.engine.cpu.calls import HostCall
 from fastddpm.engine.cpu.memory import aligned
 from fastddpm.engine.cpu.options import CpuOptions
 from fastddpm.engine.cpu.packed import Build, Packed, PackedWeights
@@ -46,6 +47,7 @@ class Emitter:
     code:      instructions; names of the arena stand for addresses.
     packed:    the packed weights that they read.
     constants: the tensors that they read or write where these lie.
+    calls:     the functions that they call.
 
     num_steps: rows that every table has.
     """
@@ -56,6 +58,7 @@ class Emitter:
         self.code: list[Arguments] = []
         self.packed: list[Packed] = []
         self.constants: list[Tensor] = []
+        self.calls: list[HostCall] = []
         self._weights = weights
 
     # ---- memory
@@ -147,6 +150,12 @@ class Emitter:
 
         return Feature((batch, channels, height, width), make)
 
+    def call(self, function: Callable[..., None], tensors: Sequence[Tensor]) -> None:
+        """Have a function called with tensors that the step holds."""
+        call = HostCall(function, tensors)
+        self.calls.append(call)
+        self.code.append(call.instruction)
+
     # ---- writing
 
     def _feature(self, feature: Feature) -> Map:
@@ -182,7 +191,8 @@ class Emitter:
         """The address of the value as float32 in torch's order."""
         if isinstance(value, values.Constant):
             return self.address(value.tensor)
-        if isinstance(value, InOrder) and (value.factor, value.offset) == (1.0, 0.0):
+        plain = isinstance(value, InOrder) and (value.factor, value.offset) == (1.0, 0.0)
+        if isinstance(value, InOrder) and plain and not value.gone:
             return self.address(value.tensor)
         source = value.map if isinstance(value, Divided) else value
         name = self.arena.reserve(math.prod(self.read(source).shape))
@@ -196,6 +206,8 @@ class Emitter:
         self._layout(to, source.address, source, into_map=0, divisor=divisor)
 
     def _into_map(self, value: InOrder) -> Map:
+        if value.gone:
+            raise CannotPrepare("it reads the state as it was before it was written")
         tensor = value.tensor
         batch, channels, *spatial = tensor.shape
         if len(spatial) not in (0, 2):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fastddpm.engine.cpu.calls import HostCall
 from fastddpm.engine.cpu.emitter import Emitter
 from fastddpm.engine.cpu.packed import Packed, PackedWeights
 from fastddpm.engine.cpu.recording import Operation, Recording
@@ -30,13 +31,14 @@ class Lowered:
     """A program's code, at the addresses of what it reads and writes.
 
     arena: the memory of its maps. packed: the weights that it reads. constants: tensors that it
-    reads or writes where they lie.
+    reads or writes where they lie. calls: the functions that it calls.
     """
 
     code: tuple[Arguments, ...]
     arena: Tensor
     packed: tuple[Packed, ...]
     constants: tuple[Tensor, ...]
+    calls: tuple[HostCall, ...] = ()
 
 
 def lower(recording: Recording, plan: Plan, state: Tensor, weights: PackedWeights) -> Lowered:
@@ -50,7 +52,8 @@ def lower(recording: Recording, plan: Plan, state: Tensor, weights: PackedWeight
     lowering.finish()
     emit = lowering.emit
     emit.arena.place(emit.code)
-    return Lowered(tuple(emit.code), emit.arena.memory, tuple(emit.packed), tuple(emit.constants))
+    held = tuple(emit.packed), tuple(emit.constants), tuple(emit.calls)
+    return Lowered(tuple(emit.code), emit.arena.memory, *held)
 
 
 class _Lowering:
@@ -76,8 +79,7 @@ class _Lowering:
             raise CannotPrepare(f"{operation}: {error}") from error
         found = returned if isinstance(returned, (list, tuple)) else [returned]
         if operation.writes:
-            # Its values before are what the program read; those after lie in memory alone.
-            self._values |= {id(tensor): Missing(str(operation)) for tensor in _written(operation)}
+            self._values |= {id(v): self._after(v, operation) for v in _written(operation)}
         for tensor, value in zip(operation.results, found, strict=operation.results != ()):
             if isinstance(value, Feature):
                 value.readers = self._uses[id(tensor)]
@@ -90,6 +92,16 @@ class _Lowering:
         result = self._recording.result
         if result is not self._recording.state:
             self.emit.write_in_order(self._value(result), self.emit.address(self._state))
+
+    def _after(self, tensor: Tensor, operation: Operation) -> Value:
+        """What a tensor is once it was written: its values before are what the program has read,
+        those after lie in memory alone. Where the state's do is known."""
+        if tensor is not self._recording.state:
+            return Missing(str(operation))
+        for value in self._values.values():
+            if isinstance(value, InOrder) and value.tensor is self._state:
+                value.gone = True
+        return InOrder(self._state)
 
     def _returned(self, operation: Operation) -> Any:
         given = (operation.arguments, operation.keywords)
@@ -119,7 +131,7 @@ def _written(operation: Operation) -> Iterator[Tensor]:
     parameters = zip(operation.op._schema.arguments, operation.arguments, strict=False)
     for parameter, argument in parameters:
         if parameter.alias_info is not None and parameter.alias_info.is_write:
-            yield from (leaf for leaf in [argument] if isinstance(leaf, FakeTensor))
+            yield from (leaf for leaf in tree_leaves(argument) if isinstance(leaf, FakeTensor))
 
 
 def _has_shape(value: Feature | Read, tensor: Tensor) -> bool:

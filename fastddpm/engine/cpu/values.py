@@ -148,12 +148,14 @@ class Read:
 
 @dataclass(eq=False)
 class InOrder:
-    """tensor factor + offset; the tensor is float32 and contiguous. written: the same as a map."""
+    """tensor factor + offset; the tensor is float32 and contiguous. written: the same as a map.
+    gone: whether the tensor holds other numbers by now."""
 
     tensor: Tensor
     factor: float = 1.0
     offset: float = 0.0
     written: Map | None = None
+    gone: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whole reverse chains with a real network and given noise."""
+"""Whole chains with a real network and given noise, in both directions."""
 
 from __future__ import annotations
 
@@ -12,20 +12,59 @@ from torch import Tensor
 
 from fastddpm import timesteps
 from fastddpm.diffusion import GaussianDiffusion
+from fastddpm.integrations.diffusers import FastDDIMScheduler
 from fastddpm.sampler import Sampler, Step
 from golden_groups import networks, schedules
+from golden_groups.diffusers_ddpm import made
 from golden_groups.gaussian import diffusion_of
 
 
 def run(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.ndarray] | None:
     config = case["config"]
-    if "eta" in config or "ddim" in case["id"].split("/")[-1]:
-        return None
     # "learned" takes the output as σ² itself where ours is its logarithm, fixed_large_log is NaN.
     if config.get("variance_type") in ("learned", "fixed_large_log") or config.get("thresholding"):
         return None
-    chain = _diffusers if case["peer"] == "diffusers" else _improved_diffusion
+    if case["peer"] == "diffusers":
+        chain = _diffusers_ddim if "eta" in config else _diffusers
+    elif "x_start" in inputs:
+        chain = _ddim_reverse
+    else:
+        chain = _ddim if "eta" in config else _improved_diffusion
     return chain(case, inputs, ctx)
+
+
+def _ddim(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.ndarray]:
+    d, eta = diffusion_of(case["config"]), case["config"]["eta"]
+    # Without noise none is drawn but x_T.
+    draws = ctx.noise(case) if eta > 0 else iter(())
+    options = {"method": "ddim", "eta": eta}
+    steps = _steps(d, case, inputs, lambda step: next(draws), **options)
+    return _recorded(case, ctx, steps, [step.t for step in steps])
+
+
+def _ddim_reverse(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.ndarray]:
+    x_0 = torch.tensor(inputs["x_start"])
+    sampler = _sampler(diffusion_of(case["config"]), case, inputs, x_0)
+    options = {"method": "ddim-inverse", "network_at": "current"}
+    steps = list(sampler.stream(x_T=x_0, every=1, **options))
+    return _recorded(case, ctx, steps, [len(steps) - 1 - step.t for step in steps])
+
+
+def _diffusers_ddim(
+    case: dict[str, Any], inputs: dict[str, Any], ctx: Any
+) -> dict[str, np.ndarray]:
+    """By the scheduler, since ours takes ε̂ from the clipped x_0 and that one does not."""
+    scheduler = made(FastDDIMScheduler, case["config"])
+    network, x = networks.load(inputs["model"], case["config"]), torch.tensor(inputs["x_T"])
+    labels, steps = networks.labels_of(inputs), []
+    call = {"eta": case["config"]["eta"], "use_clipped_model_output": False}
+    visited = scheduler.timesteps.tolist()
+    with torch.no_grad():
+        for t in visited:
+            output = network(x, torch.full((len(x),), t), labels)
+            x, x_0 = scheduler.step(output, t, x, **call, return_dict=False)
+            steps.append(Step(t, x, x_0))
+    return _recorded(case, ctx, steps, visited) | {"timesteps": np.array(visited)}
 
 
 def _improved_diffusion(
@@ -109,6 +148,7 @@ def _steps(
     case: dict[str, Any],
     inputs: dict[str, Any],
     draw: Callable[[int], np.ndarray],
+    **options: Any,
 ) -> list[Step]:
     """Every step of the chain from x_T, step i with the noise draw(i)."""
     x_T = torch.tensor(inputs["x_T"])
@@ -116,6 +156,12 @@ def _steps(
     def noise(step: int, shape: tuple[int, ...]) -> Tensor:
         return x_T if step == d.num_steps else torch.from_numpy(draw(step))
 
-    sampler = Sampler(networks.load(inputs["model"], case["config"]), d, shape=x_T.shape[1:])
     labels = networks.labels_of(inputs)
-    return list(sampler.stream(len(x_T), every=1, noise=noise, labels=labels))
+    sampler = _sampler(d, case, inputs, x_T)
+    return list(sampler.stream(len(x_T), every=1, noise=noise, labels=labels, **options))
+
+
+def _sampler(
+    d: GaussianDiffusion, case: dict[str, Any], inputs: dict[str, Any], images: Tensor
+) -> Sampler:
+    return Sampler(networks.load(inputs["model"], case["config"]), d, shape=images.shape[1:])

@@ -11,6 +11,7 @@ from fastddpm.engine.cpu.rules.registry import rule
 from fastddpm.engine.cpu.values import Constant, Index, InOrder, Value
 from fastddpm.engine.plan import CannotPrepare
 from fastddpm.ops.ancestral_step import ANCESTRAL_STEP
+from fastddpm.ops.host_call import HOST_CALL, recorded_function
 from fastddpm.ops.program_abi import Prediction, Step, Variance
 
 _VARIANCES = {"learned": Variance.LEARNED, "learned_range": Variance.LEARNED_RANGE}
@@ -19,7 +20,7 @@ _VARIANCES = {"learned": Variance.LEARNED, "learned_range": Variance.LEARNED_RAN
 @rule(ANCESTRAL_STEP)
 def ancestral_step(
     emit: Emitter,
-    x: InOrder,
+    x: InOrder | Constant,
     model_output: Value,
     noise: Constant | None,
     seed: Constant | None,
@@ -35,8 +36,10 @@ def ancestral_step(
     first_nonfinite: Constant | None,
     backend: str,
 ) -> None:
-    if network_input is not None or not isinstance(i, Index) or not isinstance(x, InOrder):
-        raise CannotPrepare("the reverse step reads the step's own index and state only")
+    if network_input is not None or not isinstance(i, Index):
+        raise CannotPrepare("the reverse step reads the step's own index and writes no input")
+    if not isinstance(x, InOrder | Constant):
+        raise CannotPrepare("the reverse step moves the step's own state, or a tensor it holds")
     if len(table.tensor) < emit.num_steps:
         raise CannotPrepare("the step table has too few rows")
     output = emit.in_order(model_output)
@@ -64,6 +67,17 @@ def ancestral_step(
             first_nonfinite=whole(first_nonfinite),
         )
     )
+
+
+@rule(HOST_CALL)
+def host_call(emit: Emitter, tensors: list[Value], number: int) -> None:
+    held = []
+    for value in tensors:
+        if not isinstance(value, InOrder | Constant):
+            raise CannotPrepare("functions get the step's own state, and tensors it holds")
+        emit.address(value.tensor, value.tensor.dtype)
+        held.append(value.tensor)
+    emit.call(recorded_function(number), held)
 
 
 @rule(torch.ops.aten.copy_.default)

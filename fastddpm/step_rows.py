@@ -1,4 +1,4 @@
-"""The numbers of one reverse step of diffusers' DDPM and DDIM schedulers, for every timestep.
+"""The numbers of one reverse step of DDPM and DDIM between two levels ᾱ, for every timestep.
 
 A step is affine in the state, the network's output and the noise, but for the bound of x_0:
 
@@ -75,20 +75,33 @@ def ddim_rows(
     sigma = eta * variance**0.5
     direction = (1 - following - sigma**2) ** 0.5
     nothing = torch.zeros_like(signal)
+    rows = _rows(alphas_cumprod, prediction)
+    rows["sigma"] = sigma
     if rederive:
-        from_x0, from_x, from_output = -signal / noise, 1 / noise, nothing
-    elif prediction == "sample":
+        means = ddim_mean(alphas_cumprod, following, sigma)
+        rows["mean_from_x0"], rows["mean_from_x"] = means
+        return _stacked(rows)
+    if prediction == "sample":
         from_x0, from_x, from_output = nothing, 1 / noise, -signal / noise
     elif prediction == "v_prediction":
         from_x0, from_x, from_output = nothing, noise, signal
     else:
         from_x0, from_x, from_output = nothing, nothing, torch.ones_like(signal)
-    rows = _rows(alphas_cumprod, prediction)
     rows["mean_from_x0"] = (following**0.5).double() + direction.double() * from_x0.double()
     rows["mean_from_x"] = direction.double() * from_x.double()
     rows["mean_from_output"] = direction.double() * from_output.double()
-    rows["sigma"] = sigma
     return _stacked(rows)
+
+
+def ddim_mean(alphas_cumprod: Tensor, following: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """What DDIM's mean takes of x_0 and of x_t, float64 [T], where ε is that of both.
+
+    alphas_cumprod, following: ᾱ and ᾱ' [T], in any order. sigma: [T].
+    """
+    signal, noise = alphas_cumprod**0.5, (1 - alphas_cumprod) ** 0.5
+    direction = ((1 - following - sigma**2) ** 0.5).double()
+    from_x0 = (following**0.5).double() + direction * (-signal / noise).double()
+    return from_x0, direction * (1 / noise).double()
 
 
 def _rows(alphas_cumprod: Tensor, prediction: str) -> dict[str, Tensor]:

@@ -25,11 +25,11 @@ class Threshold:
 
     quantile: float
     maximum: float
-    rounded_rank: bool
+    rounded_rank: bool = False
 
     def __call__(self, x_0: Tensor) -> Tensor:
         """x_0 [B, ...] in float32 or float64, thresholded; NaN stays where it is."""
-        flat = x_0.reshape(len(x_0), -1)
+        flat = x_0.flatten(1)
         scale = self._quantile(flat.abs()).clamp(min=1, max=self.maximum).unsqueeze(1)
         return (torch.clamp(flat, -scale, scale) / scale).reshape(x_0.shape)
 
