@@ -35,7 +35,7 @@ def measured(
     with ExitStack() as running:
         workers = {}
         for one in contenders:
-            arguments = {"setup": setup.as_json(), "contender": one.as_json()}
+            arguments: dict[str, Any] = {"setup": setup.as_json(), "contender": one.as_json()}
             process = worker(prepared, path=one.path, **arguments, steps=steps, clock=clock)
             workers[one.name] = running.enter_context(process)
         times, ended, disturbed = interleaved(workers, rounds, steady)

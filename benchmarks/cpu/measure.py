@@ -86,7 +86,11 @@ def _started(
     """By label those that run here, all of them right; why the others do not goes to ``absent``."""
     workers = {}
     for one in contenders:
-        arguments = {"setup": setup.as_json(), "contender": one.as_json(), "clock": clock}
+        arguments: dict[str, Any] = {
+            "setup": setup.as_json(),
+            "contender": one.as_json(),
+            "clock": clock,
+        }
         try:
             own = running.enter_context(worker(calls.prepared, path=one.path, **arguments))
         except Ended as error:

@@ -28,7 +28,7 @@ def taken(setup: Setup, contender: Contender) -> dict[str, int]:
     Files that it reads are written here before, so that no export counts. Raises Ended if the
     process fails.
     """
-    arguments = {"setup": setup.as_json(), "contender": contender.as_json()}
+    arguments: dict[str, Any] = {"setup": setup.as_json(), "contender": contender.as_json()}
     with worker(prepared, path=contender.path, **arguments) as process:
         found: dict[str, int] = process.found
         return found
