@@ -114,7 +114,7 @@ def _check_names(pickled: IO[bytes]) -> None:
     """Raise ForeignObject if a pickle names something else than ALLOWED; it is not run."""
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in ("GLOBAL", "INST") and not ALLOWED.fullmatch(str(argument)):
-            raise ForeignObject(ascii(".".join(str(argument).split(" ")))[1:200].rstrip("'"))
+            raise ForeignObject(ascii(str(argument).replace(" ", ".")[:100]))
         if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             raise ForeignObject("an object that is not named in the plain way")
 
