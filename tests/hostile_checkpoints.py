@@ -152,6 +152,22 @@ def _namespace(folder: Path) -> Path:
     return folder / "model.pt"
 
 
+@case("a name of 10 MB")
+def _long_name(folder: Path) -> Path:
+    torch.save(pesser_state() | {"x" * 10**7: torch.zeros(1)}, folder / "model.pt")
+    return folder / "model.pt"
+
+
+@case("only names of 10 MB")
+def _long_names(folder: Path) -> Path:
+    torch.save({"x" * 10**7: torch.zeros(1)}, folder / "model.pt")
+    return folder / "model.pt"
+
+
+_COLOURS = b"\x80\x02cos\n\x1b[31msystem" + b"x" * 10**5 + b"\n."
+_add("pickle: a long name that colours the terminal", lambda folder: _raw(folder, _COLOURS))
+
+
 @case("a whole module")
 def _module(folder: Path) -> Path:
     torch.save(torch.nn.Linear(2, 2), folder / "model.pt")

@@ -119,7 +119,8 @@ def _section(title: str, lines: Iterable[str]) -> list[str]:
     if not lines:
         return []
     more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return [f"  {title} ({len(lines)}):", *(f"    {line}" for line in lines[:LISTED] + more)]
+    # A name may be as long as its file.
+    return [f"  {title} ({len(lines)}):", *(f"    {line[:200]}" for line in lines[:LISTED] + more)]
 
 
 def _suspects(keys: Iterable[str], switches: Switches) -> list[str]:

@@ -77,7 +77,8 @@ def read_pickle(path: Path) -> Any:
                 "the code that made it"
             ) from error
         except _DAMAGED as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            # It may quote the file.
+            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
             raise ValueError(f"{path} is truncated, corrupt or no torch file: {reason}") from error
     for tensors in _state_dicts(value):
         _check_tensors(tensors, path)
@@ -113,7 +114,7 @@ def _check_names(pickled: IO[bytes]) -> None:
     """Raise ForeignObject if a pickle names something else than ALLOWED; it is not run."""
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in ("GLOBAL", "INST") and not ALLOWED.fullmatch(str(argument)):
-            raise ForeignObject(".".join(str(argument).split(" ")))
+            raise ForeignObject(ascii(str(argument).replace(" ", ".")[:100]))
         if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             raise ForeignObject("an object that is not named in the plain way")
 

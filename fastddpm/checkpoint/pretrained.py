@@ -102,7 +102,7 @@ def _read_family(
     if (path.parent / CONFIG).is_file():
         _no_kwargs(path, kwargs)
         return _read_diffusers(path.parent, variant)
-    first = ", ".join(list(state)[:3])
+    first = ", ".join(key[:60] for key in list(state)[:3])
     raise ValueError(
         f"{path}: expected a {CONFIG} beside it (diffusers), or the names of OpenAI "
         f"(input_blocks...), of Ho's ports ({PESSER.first}) or of pytorch-ddpm "
