@@ -9,7 +9,7 @@ For each network and batch, in a process of its own:
     memory   at the largest batch
 
 Each contender has a process of its own, which is stopped outside of its turns: threads that spin
-after a call would take the cores of the next (benchmarks/cpu/turns.py). A turn counts if the
+after a call would take the cores of the next (benchmarks/turns.py). A turn counts if the
 machine's peak was all there before and after it (benchmarks/cpu/steady.py).
 
 Run: python -m benchmarks.compare_cpu [--networks cifar10,mnist] [--batch 1,4,16] [--threads N]
@@ -46,8 +46,8 @@ from benchmarks.cpu import (
 )
 from benchmarks.cpu.contenders import OURS, Contender, Setup
 from benchmarks.cpu.steady import Steady
-from benchmarks.cpu.turns import Ended, worker
 from benchmarks.profile_cpu import profiled
+from benchmarks.turns import Ended, worker
 
 BATCHES = {"cifar10": (1, 4, 16), "mnist": (1, 16, 64)}
 # Where peak memory is measured.

@@ -15,8 +15,8 @@ import pytest
 from benchmarks.conftest import Compare
 from benchmarks.cpu import chain
 from benchmarks.cpu.contenders import Setup
-from benchmarks.cpu.turns import worker
 from benchmarks.test_unet_cpu import CONTENDERS
+from benchmarks.turns import worker
 
 SIZES = [("cifar10", 1), ("mnist", 16)]
 

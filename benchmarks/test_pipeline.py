@@ -15,8 +15,8 @@ import pytest
 from benchmarks.conftest import Compare
 from benchmarks.cpu import pipeline
 from benchmarks.cpu.contenders import Setup
-from benchmarks.cpu.turns import worker
 from benchmarks.side_by_side import OURS
+from benchmarks.turns import worker
 
 pytest.importorskip("diffusers")
 

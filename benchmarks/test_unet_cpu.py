@@ -16,8 +16,8 @@ import fastddpm
 from benchmarks.conftest import Compare
 from benchmarks.cpu import calls, contenders, measure, networks, work
 from benchmarks.cpu.contenders import Contender, Setup
-from benchmarks.cpu.turns import worker
 from benchmarks.side_by_side import OURS
+from benchmarks.turns import worker
 
 pytest.importorskip("diffusers")
 

@@ -2,7 +2,7 @@
 
 Taking turns lets clocks, temperature and neighbours meet all of them alike, so the ratio of
 neighbouring times holds where the times themselves drift. Contenders with threads of their own take
-them in processes of their own: benchmarks/cpu/turns.py.
+them in processes of their own: benchmarks/turns.py.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from torch import Tensor
 import fastddpm
 from benchmarks import timing
 from benchmarks.cpu.contenders import OURS, Call, Contender, Setup
-from benchmarks.cpu.turns import interleaved, worker
-from benchmarks.cpu.worker import Prepared
+from benchmarks.turns import interleaved, worker
+from benchmarks.worker import Prepared
 from fastddpm import timesteps
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fastddpm
-from benchmarks.cpu.worker import name_of, named
+from benchmarks.worker import name_of, named
 
 OURS = "fastddpm"
 # An output's relative error against float64, at most; the second for weights in half precision.

@@ -22,7 +22,7 @@ from benchmarks import timing
 from benchmarks.cpu import calls, work
 from benchmarks.cpu.contenders import Contender, Setup
 from benchmarks.cpu.steady import Steady
-from benchmarks.cpu.turns import Ended, Turns, Worker, interleaved, worker
+from benchmarks.turns import Ended, Turns, Worker, interleaved, worker
 
 TRIAL_ROUNDS = 3
 

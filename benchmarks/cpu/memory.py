@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.cpu.contenders import Contender, Setup
-from benchmarks.cpu.turns import worker
-from benchmarks.cpu.worker import Prepared
+from benchmarks.turns import worker
+from benchmarks.worker import Prepared
 
 STATUS = Path("/proc/self/status")
 CALLS = 3

@@ -9,7 +9,7 @@ import torch
 
 import fastddpm
 from benchmarks.cpu.contenders import Setup
-from benchmarks.cpu.worker import Prepared
+from benchmarks.worker import Prepared
 
 SEED = 0
 
