@@ -9,7 +9,7 @@ For each network and batch, in a process of its own:
     memory   at the largest batch
 
 Each contender has a process of its own, which is stopped outside of its turns: threads that spin
-after a call would take the cores of the next (benchmarks/cpu/turns.py). A turn counts if the
+after a call would take the cores of the next (benchmarks/turns.py). A turn counts if the
 machine's peak was all there before and after it (benchmarks/cpu/steady.py).
 
 Run: python -m benchmarks.compare_cpu [--networks cifar10,mnist] [--batch 1,4,16] [--threads N]
@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import parts, report, timing
+from benchmarks import origin, parts, timing
 from benchmarks.cpu import (
     chain,
     contenders,
@@ -46,8 +46,8 @@ from benchmarks.cpu import (
 )
 from benchmarks.cpu.contenders import OURS, Contender, Setup
 from benchmarks.cpu.steady import Steady
-from benchmarks.cpu.turns import Ended, worker
 from benchmarks.profile_cpu import profiled
+from benchmarks.turns import Ended, worker
 
 BATCHES = {"cifar10": (1, 4, 16), "mnist": (1, 16, 64)}
 # Where peak memory is measured.
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
         name, batch = given.part.rsplit("_", 1)
         parts.write_piece(measured(given, name, int(batch)), given.piece)
         return 0
-    out = given.out or report.RESULTS / f"cpu_{given.isa or machine.isa()}.json"
+    out = given.out or origin.RESULTS / f"cpu_{given.isa or machine.isa()}.json"
     names = [f"{name}_{batch}" for name in given.networks for batch in given.batch or BATCHES[name]]
     result = parts.run_all(names, _command(given), out, _header(given), LIMIT)
     print(f"written: {out}")
@@ -165,11 +165,11 @@ def _command(given: argparse.Namespace) -> Callable[[str, Path], list[str]]:
 
 
 def _header(given: argparse.Namespace) -> dict[str, Any]:
-    origin = report.origin()
-    origin["versions"] |= {name: report.version(name) for name in PACKAGES}
-    origin["versions"]["MNN with AVX-512"] = onnx_rivals.mnn_avx512_version()
+    header = origin.described()
+    header["versions"] |= {name: origin.version(name) for name in PACKAGES}
+    header["versions"]["MNN with AVX-512"] = onnx_rivals.mnn_avx512_version()
     options = {"rounds": given.rounds, "clock": given.clock, "isa": given.isa}
-    return {**origin, "machine": machine.described(given.threads), "options": options}
+    return {**header, "machine": machine.described(given.threads), "options": options}
 
 
 def _parser() -> argparse.ArgumentParser:

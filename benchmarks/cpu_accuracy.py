@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 import fastddpm
-from benchmarks import parts, report
+from benchmarks import origin, parts
 from benchmarks.cpu import calls, instructions, machine, networks
 from benchmarks.cpu.contenders import Setup, accelerated
 
-OUT = report.RESULTS / "cpu_accuracy.json"
+OUT = origin.RESULTS / "cpu_accuracy.json"
 PARTS = ("avx2", "best")
 LIMIT = 1800.0
 
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         own = [sys.executable, "-m", "benchmarks.cpu_accuracy", "--piece", str(piece)]
         return ["env", *(f"{name}={value}" for name, value in settings.items()), *own]
 
-    header = {**report.origin(), "machine": machine.described(torch.get_num_threads())}
+    header = {**origin.described(), "machine": machine.described(torch.get_num_threads())}
     result = parts.run_all(list(PARTS), command, given.out, header, LIMIT)
     for part in result["parts"].values():
         found = part["found"]

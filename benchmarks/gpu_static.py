@@ -24,9 +24,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 from ptx import SMS, Figures, compile_all, figures  # noqa: E402
 from ptx.calls import CALLS, Call  # noqa: E402
 
-from benchmarks import report  # noqa: E402
+from benchmarks import origin  # noqa: E402
 
-RESULT = report.RESULTS / "gpu_static.json"
+RESULT = origin.RESULTS / "gpu_static.json"
 COLUMNS = {
     "sm": "sm",
     "warps": "warps",
@@ -97,7 +97,7 @@ def main() -> None:
         rows += measure(call)
     print(table(rows))
     if not only:
-        report.write(RESULT, report.origin() | {"rows": rows})
+        origin.write(RESULT, origin.described() | {"rows": rows})
 
 
 if __name__ == "__main__":

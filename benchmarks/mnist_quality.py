@@ -59,10 +59,10 @@ def train_classifier(data: ImageData, epochs: int = 3, batch_size: int = 128) ->
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     assert data.labels is not None
     for _ in range(epochs):
-        for index in torch.randperm(len(data)).split(batch_size):
+        for index in torch.randperm(len(data)).split(batch_size):  # type: ignore[no-untyped-call]
             loss = F.cross_entropy(network(as_input(data.images[index])), data.labels[index])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return network.eval()
 
@@ -75,7 +75,7 @@ def as_input(images: Tensor) -> Tensor:
 @torch.inference_mode()
 def probabilities(network: nn.Module, images: Tensor) -> Tensor:
     """Class probabilities [N, 10] of uint8 images [N, 1, 28, 28]."""
-    parts = [network(as_input(part)).softmax(1) for part in images.split(500)]
+    parts = [network(as_input(part)).softmax(1) for part in images.split(500)]  # type: ignore[no-untyped-call]
     return torch.cat(parts)
 
 
@@ -83,7 +83,7 @@ def draw(model: str, count: int, batch_size: int, steps: int | None) -> Tensor:
     """uint8 [count, 1, 28, 28] from `model`, seed 0; steps None: the whole chain."""
     unet, diffusion = fastddpm.from_pretrained(model)
     # On a CPU torch convolves faster in this layout.
-    unet = unet.to(memory_format=torch.channels_last)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if steps is not None:
         diffusion = diffusion.respace(timesteps.linspace(diffusion.num_steps, steps))
     sampler = fastddpm.Sampler(unet, diffusion)

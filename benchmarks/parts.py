@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import origin
 
 Part = Iterator[tuple[str, Any]]
 # Of what a failed part has printed, so many lines are kept.
@@ -27,7 +27,7 @@ def write_piece(part: Part, piece: Path) -> None:
     found: dict[str, Any] = {}
     for name, finding in part:
         found[name] = finding
-        report.write(piece, found)
+        origin.write(piece, found)
 
 
 def run_part(command: list[str], piece: Path, limit: float) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def run_all(
             result["parts"][part] = run_part(command_of(part, piece), piece, left)
         else:
             result["parts"][part] = {"error": "no time was left for it"}
-        report.write(out, result)
+        origin.write(out, result)
     return result
 
 
@@ -74,7 +74,7 @@ def _error_of(command: list[str], limit: float) -> str | None:
     lines: deque[str] = deque(maxlen=LAST_LINES)
     stopped = threading.Event()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=report.REPOSITORY
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=origin.REPOSITORY
     ) as process:
 
         def stop() -> None:

@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import report, timing
+from benchmarks import origin, timing
 from benchmarks.cpu import machine, networks, peak, program, work
 from benchmarks.cpu.contenders import Setup
 from fastddpm.engine.cpu_program import CpuRunner
 from fastddpm.ops.program_abi import Layout, Step
 
-RESULT = report.RESULTS / "cpu_profile.json"
+RESULT = origin.RESULTS / "cpu_profile.json"
 # Instructions that are no part of the network: its input and output change layout, the step.
 OUTSIDE = (Layout, Step)
 # Layers in the table of lost time.
@@ -119,7 +119,7 @@ def main() -> None:
     """Profile, print, write."""
     given = _arguments()
     torch.set_num_threads(given.threads)
-    result: dict[str, Any] = {**report.origin(), "machine": machine.described(given.threads)}
+    result: dict[str, Any] = {**origin.described(), "machine": machine.described(given.threads)}
     result["profiles"] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -138,7 +138,7 @@ def main() -> None:
             )
             print(table(profile, "kinds"), table(profile), lost_table(profile), sep="\n\n")
     if given.out:
-        report.write(given.out, result)
+        origin.write(given.out, result)
 
 
 def _arguments() -> argparse.Namespace:

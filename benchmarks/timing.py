@@ -2,7 +2,7 @@
 
 Taking turns lets clocks, temperature and neighbours meet all of them alike, so the ratio of
 neighbouring times holds where the times themselves drift. Contenders with threads of their own take
-them in processes of their own: benchmarks/cpu/turns.py.
+them in processes of their own: benchmarks/turns.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CLOCKS: dict[str, Timer] = {"wall": wall_milliseconds, "processor": processor_mi
 
 def cuda_milliseconds(call: Callable[[], object]) -> float:
     """From before the call to after its last kernel, by events on the current stream."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     begin.record()
     call()

@@ -12,7 +12,7 @@ import torch
 
 import fastddpm
 from benchmarks.cpu.contenders import Call, Setup
-from benchmarks.cpu.worker import Prepared
+from benchmarks.worker import Prepared
 
 FOLDER = str(Path(__file__).parent)
 

@@ -37,7 +37,7 @@ from benchmarks.cpu import (
 )
 from benchmarks.cpu.contenders import Contender, Setup
 from benchmarks.cpu.steady import Steady
-from benchmarks.cpu.turns import Ended
+from benchmarks.turns import Ended
 from fastddpm import UNet, UNetConfig
 from fastddpm.ops.program_abi import (
     Attention,

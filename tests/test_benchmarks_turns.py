@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import fake_contenders as fakes
 
 from benchmarks.cpu.steady import Steady
-from benchmarks.cpu.turns import TRIES, Ended, Worker, interleaved, worker
+from benchmarks.turns import TRIES, Ended, Worker, interleaved, worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stops processes as Linux does")
 
@@ -27,7 +27,7 @@ PARENT = """
 import os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import fake_contenders as fakes
-from benchmarks.cpu.turns import worker
+from benchmarks.turns import worker
 with worker(fakes.counting, path=fakes.FOLDER, start=0) as stopped:
     print(stopped.pid, flush=True)
     {end}
@@ -191,7 +191,7 @@ def test_ctrl_c_while_a_worker_prepares(tmp_path: Path, monkeypatch: pytest.Monk
         assert eventually(lambda: file.is_file() and file.read_text() != "")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmarks.cpu.turns.Worker", interrupted)
+    monkeypatch.setattr("benchmarks.turns.Worker", interrupted)
     with (
         pytest.raises(KeyboardInterrupt),
         worker(fakes.sleepless, path=fakes.FOLDER, file=str(file)),

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastddpm.checkpoint import builtin_names, from_pretrained, save_openai, save_pretrained
 from fastddpm.checkpoint.diffusers import CONFIG, WEIGHTS
 from fastddpm.checkpoint.files import read_tensors
+from fastddpm.checkpoint.pickles import read_pickle
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet, UNetConfig
@@ -343,3 +344,25 @@ def test_the_network_does_not_share_memory_with_the_file(checkpoint: Path) -> No
     before: Tensor = unet.conv_in.weight.clone()
     (checkpoint / WEIGHTS).write_bytes(b"")
     assert torch.equal(unet.conv_in.weight, before)
+
+
+def test_plain_values_beside_the_network_are_no_harm(checkpoint: Path) -> None:
+    """What optimizers, schedules and scripts leave beside a network, of torch's own types."""
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(layer.parameters())
+    beside = {
+        "optimizer": optimizer.state_dict(),
+        "schedule": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5]).state_dict(),
+        "shape": torch.Size([3, 4]),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "generator": torch.get_rng_state(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "notes": [None, True, 1.5, "text", (1, 2), {"a": 1}],
+    }
+    state = load_file(checkpoint / WEIGHTS)
+    torch.save({"state_dict": state, **beside}, checkpoint / "all.pt")
+    (checkpoint / WEIGHTS).unlink()
+    value = read_pickle(checkpoint / "all.pt")
+    assert value.keys() == {"state_dict", *beside}
+    assert value["schedule"]["milestones"] == {3: 1, 5: 1}

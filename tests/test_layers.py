@@ -23,7 +23,9 @@ LAYERS = (
     ("engine",),
     ("sampler", "checkpoint"),
     ("evaluation", "train", "distributed", "selfcheck"),
-    ("cli", "integrations"),
+    ("integrations",),
+    ("parity",),
+    ("cli",),
     ("__init__", "__main__"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.cpu import networks
 from benchmarks.cpu.contenders import Call, Contender, Setup
-from benchmarks.cpu.worker import Prepared
+from benchmarks.worker import Prepared
 
 STEPS = 1000
 

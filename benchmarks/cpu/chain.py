@@ -18,8 +18,8 @@ from torch import Tensor
 import fastddpm
 from benchmarks import timing
 from benchmarks.cpu.contenders import OURS, Call, Contender, Setup
-from benchmarks.cpu.turns import interleaved, worker
-from benchmarks.cpu.worker import Prepared
+from benchmarks.turns import interleaved, worker
+from benchmarks.worker import Prepared
 from fastddpm import timesteps
 
 
@@ -35,7 +35,7 @@ def measured(
     with ExitStack() as running:
         workers = {}
         for one in contenders:
-            arguments = {"setup": setup.as_json(), "contender": one.as_json()}
+            arguments: dict[str, Any] = {"setup": setup.as_json(), "contender": one.as_json()}
             process = worker(prepared, path=one.path, **arguments, steps=steps, clock=clock)
             workers[one.name] = running.enter_context(process)
         times, ended, disturbed = interleaved(workers, rounds, steady)
@@ -67,7 +67,7 @@ def prepared(setup: dict[str, Any], contender: dict[str, Any], steps: int, clock
     return None, lambda: timer(draw)
 
 
-def ours(setup: Setup, steps: int, **options: str) -> Callable[[], Tensor]:
+def ours(setup: Setup, steps: int, **options: Any) -> Callable[[], Tensor]:
     """Our sampler: network, noise and step in one program."""
     unet, diffusion = fastddpm.from_pretrained(setup.folder)
     respaced = diffusion.respace(timesteps.linspace(diffusion.num_steps, steps))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fastddpm
-from benchmarks.cpu.worker import name_of, named
+from benchmarks.worker import name_of, named
 
 OURS = "fastddpm"
 # An output's relative error against float64, at most; the second for weights in half precision.
@@ -85,7 +85,7 @@ class Contender:
         return cls(**given | {"make": named(given["make"])})
 
 
-def accelerated(setup: Setup, **options: str) -> Call:
+def accelerated(setup: Setup, **options: Any) -> Call:
     """Our CPU engine, called as a user of ``accelerate`` calls it."""
     unet, _ = fastddpm.from_pretrained(setup.folder)
     call: Call = fastddpm.accelerate(unet, "cpu", threads=setup.threads, **options)
@@ -95,7 +95,8 @@ def accelerated(setup: Setup, **options: str) -> Call:
 def torch_eager(setup: Setup, source: str, name: str) -> Call:
     """diffusers' network or ours under plain torch, in the memory format of that name."""
     form = FORMS[name]
-    network = networks_of(setup)[source]().to(memory_format=form)
+    network = networks_of(setup)[source]()
+    network.to(memory_format=form)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def call(x: Tensor, t: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import report
+from benchmarks import origin
 from benchmarks.cpu import work
 from fastddpm.engine.cpu.native import NativeProgram
 from fastddpm.kernels.attention import cases as attention_cases
@@ -35,7 +35,7 @@ from fastddpm.ops.program_abi import (
 )
 
 # The tests know how an instruction's maps lie in memory.
-sys.path.append(str(report.REPOSITORY / "tests"))
+sys.path.append(str(origin.REPOSITORY / "tests"))
 
 import cpu_instructions as harness
 
@@ -108,14 +108,15 @@ class _Operands:
 
     def written(self, divisor: float) -> Output:
         row = None if self.row is None else harness.row(self.row, self.y.channels)
-        return harness.writes(
+        written: Output = harness.writes(
             self.y, bias=self.bias, row=row, residual=self.residual, divisor=divisor
         )
+        return written
 
     def bytes(self) -> int:
         maps = [*self.maps, self.y, *([self.residual] if self.residual else [])]
         buffers = [made.buffer for made in maps] + ([self.weights] if self.weights else [])
-        return 4 * sum(buffer.count for buffer in buffers)
+        return 4 * sum(int(buffer.count) for buffer in buffers)
 
     def measured(
         self, name: str, arguments: Arguments, torchs: Callable[..., Tensor], tensors: Any
@@ -177,8 +178,8 @@ def _attention(case: attention_cases.Case) -> Measured:
     )
 
     def torchs(q: Tensor, k: Tensor, v: Tensor, **others: Tensor) -> Tensor:
-        heads = (t.unflatten(2, (case.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(*heads, scale=case.scale).transpose(1, 2).flatten(2)
+        q, k, v = (t.reshape(*t.shape[:2], case.heads, -1).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, scale=case.scale).transpose(1, 2).flatten(2)
         for other in others.values():
             y = y + other
         return y

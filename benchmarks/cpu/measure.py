@@ -22,7 +22,7 @@ from benchmarks import timing
 from benchmarks.cpu import calls, work
 from benchmarks.cpu.contenders import Contender, Setup
 from benchmarks.cpu.steady import Steady
-from benchmarks.cpu.turns import Ended, Turns, Worker, interleaved, worker
+from benchmarks.turns import Ended, Turns, Worker, interleaved, worker
 
 TRIAL_ROUNDS = 3
 
@@ -86,9 +86,10 @@ def _started(
     """By label those that run here, all of them right; why the others do not goes to ``absent``."""
     workers = {}
     for one in contenders:
-        arguments = {"setup": setup.as_json(), "contender": one.as_json(), "clock": clock}
+        arguments: dict[str, Any] = {"setup": setup.as_json(), "contender": one.as_json()}
         try:
-            own = running.enter_context(worker(calls.prepared, path=one.path, **arguments))
+            process = worker(calls.prepared, path=one.path, **arguments, clock=clock)
+            own = running.enter_context(process)
         except Ended as error:
             absent[one.label] = str(error)
             continue

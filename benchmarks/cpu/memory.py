@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.cpu.contenders import Contender, Setup
-from benchmarks.cpu.turns import worker
-from benchmarks.cpu.worker import Prepared
+from benchmarks.turns import worker
+from benchmarks.worker import Prepared
 
 STATUS = Path("/proc/self/status")
 CALLS = 3
@@ -28,7 +28,7 @@ def taken(setup: Setup, contender: Contender) -> dict[str, int]:
     Files that it reads are written here before, so that no export counts. Raises Ended if the
     process fails.
     """
-    arguments = {"setup": setup.as_json(), "contender": contender.as_json()}
+    arguments: dict[str, Any] = {"setup": setup.as_json(), "contender": contender.as_json()}
     with worker(prepared, path=contender.path, **arguments) as process:
         found: dict[str, int] = process.found
         return found

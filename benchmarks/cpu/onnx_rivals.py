@@ -14,6 +14,7 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def exported(setup: Setup, source: str) -> Path:
     import onnx  # noqa: F401
     import onnxscript  # noqa: F401
 
-    network = networks_of(setup)[source]()
+    network: Any = networks_of(setup)[source]()
     config = network.unet.config if source == "diffusers" else network.config
     x = torch.zeros(setup.batch, config.in_channels, *[config.sample_size] * 2)
     t = torch.zeros(setup.batch, dtype=torch.int64)

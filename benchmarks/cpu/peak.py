@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.cpu.worker import Prepared
+from benchmarks.worker import Prepared
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 # Compiler flags and bytes of a vector, for each instruction set of the library.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import timing
-from benchmarks.cpu.turns import Turns
+from benchmarks.turns import Turns
 
 # Of the best rate seen so far, and of a processor's time: less is not the whole machine.
 SHARE = 0.9

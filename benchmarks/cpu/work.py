@@ -47,7 +47,7 @@ def flop(arguments: Arguments) -> int:
     if isinstance(arguments, Conv3x3):
         rows, columns = (-(-size // TILE) for size in (arguments.height, arguments.width))
         products = arguments.batch * rows * columns * PRODUCTS
-        return 2 * products * channels(arguments.x) * arguments.y.channels
+        return int(2 * products * channels(arguments.x) * arguments.y.channels)
     if isinstance(arguments, Convolution):
         pixels = arguments.batch * arguments.height * arguments.width
         depth = channels(arguments.x) * arguments.kernel**2
@@ -62,7 +62,8 @@ def bytes_moved(arguments: Arguments) -> int:
     """The least that a convolution, a pointwise instruction or attention moves: what it reads of
     maps and weights and what it writes, each once. Of others 0: they are not counted."""
     if isinstance(arguments, Attention):
-        return 16 * arguments.batch * arguments.tokens * arguments.heads * arguments.head_dim
+        width = arguments.heads * arguments.head_dim
+        return int(16 * arguments.batch * arguments.tokens * width)
     if not isinstance(arguments, (Conv3x3, Convolution, Pointwise)):
         return 0
     x, y = arguments.x, arguments.y

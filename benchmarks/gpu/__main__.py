@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -47,15 +48,8 @@ def sound(result: dict[str, Any]) -> bool:
 
 def _part(name: str, options: Options) -> parts.Part:
     # Each imports what it measures; the parent needs none of it.
-    if name == "correctness":
-        from benchmarks.gpu import correctness as part
-    elif name == "ceilings":
-        from benchmarks.gpu import ceilings as part
-    elif name == "kernels":
-        from benchmarks.gpu import kernels as part
-    else:
-        from benchmarks.gpu import throughput as part
-    return part.run(options)
+    part: parts.Part = importlib.import_module(f"benchmarks.gpu.{name}").run(options)
+    return part
 
 
 def _command(given: argparse.Namespace) -> Any:

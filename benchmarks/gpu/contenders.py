@@ -1,7 +1,7 @@
 """Whole chains of the same network with the same random weights: ours and diffusers'.
 
 Each contender is a call that draws a batch of images by ``steps`` steps, on the GPU. ``prepare`` is
-what a process of its own runs (benchmarks/cpu/worker.py): a contender, its chains and its profile.
+what a process of its own runs (benchmarks/worker.py): a contender, its chains and its profile.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import timing
-from benchmarks.cpu.worker import Prepared
 from benchmarks.gpu import profiling
 from benchmarks.inductor_launches.networks import CIFAR10
+from benchmarks.worker import Prepared
 from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler, UNet, timesteps
 from fastddpm.engine import precision
 from fastddpm.integrations.diffusers import DiffusersReader
@@ -138,7 +138,8 @@ def compiled(rival: nn.Module, batch: int, dtype: str, steps: int, mode: str) ->
 
     Its timesteps lie on the GPU, where they do not stop torch.compile's own CUDA graphs.
     """
-    network = _placed(rival, dtype).to(memory_format=torch.channels_last)
+    # torch's own annotations of Module.to lack this argument.
+    network = _placed(rival, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     call = torch.compile(network, mode=mode, fullgraph=True, dynamic=False)
     return _diffusers(network, batch, steps, torch.channels_last, call)
 

@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from benchmarks import timing
-from benchmarks.cpu import turns
-from benchmarks.cpu.turns import Ended, Worker
-from benchmarks.cpu.worker import Prepared
+from benchmarks import timing, turns
 from benchmarks.gpu import ceilings, contenders
 from benchmarks.gpu.contenders import EAGER, OURS, compiled_name
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.traffic import Traffic, flop_of
+from benchmarks.turns import Ended, Worker
+from benchmarks.worker import Prepared
 from fastddpm.kernels.ancestral_step.cases import Case, NetworkInput
 from fastddpm.unet import PackedUNet
 
@@ -85,7 +84,7 @@ def prepared(
 ) -> Iterator[dict[Group, dict[str, Worker | Ended]]]:
     """Each group's contenders, prepared, or how those ended that could not be.
 
-    prepare, path: see ``benchmarks.cpu.turns.worker``.
+    prepare, path: see ``benchmarks.turns.worker``.
     """
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILE_THREADS))
     wanted = [(group, name) for group in groups for name in names(options)]

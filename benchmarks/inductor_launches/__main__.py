@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import inductor_launches, report
+from benchmarks import inductor_launches, origin
 from benchmarks.inductor_launches import networks
 from benchmarks.inductor_launches.pretended_cuda import PROPERTIES, pretended_cuda
 from benchmarks.inductor_launches.program import launches
 from fastddpm import UNetConfig
 
-RESULT = report.RESULTS / "inductor_launches.json"
+RESULT = origin.RESULTS / "inductor_launches.json"
 KINDS = ("triton", "convolution", "product", "attention", "fastddpm", "other")
 # The most launches a step of ours may have.
 BAR = 150
@@ -88,7 +88,7 @@ def main() -> None:
         "pretended_device": PROPERTIES.name,
         "launches": counts,
     }
-    report.write(arguments.out, result | report.origin())
+    origin.write(arguments.out, result | origin.described())
     print(table(counts))
     if counts[OURS]["all"] > BAR:
         raise SystemExit(f"{counts[OURS]['all']} launches a step, the bar is {BAR}")

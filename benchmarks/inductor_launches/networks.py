@@ -101,9 +101,10 @@ def _to_fake_cuda(
     """Put fake tensors on CUDA in the place of a meta model's; dtype None: each its own."""
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
+            held: dict[str, Any] = tensors
+            for name, tensor in held.items():
                 if tensor is not None:
-                    tensors[name] = _fake_cuda(mode, tensor, dtype, form)
+                    held[name] = _fake_cuda(mode, tensor, dtype, form)
 
 
 def _fake_cuda(

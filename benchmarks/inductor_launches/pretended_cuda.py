@@ -47,7 +47,7 @@ class PretendedInterface(device_interface.CudaInterface):
     is_available = staticmethod(lambda: True)
     current_device = staticmethod(lambda: 0)
     device_count = staticmethod(lambda: 1)
-    get_device_properties = staticmethod(lambda device=None: PROPERTIES)
+    get_device_properties = staticmethod(lambda device=None: PROPERTIES)  # type: ignore[assignment]
     get_compute_capability = staticmethod(lambda device=None: 10 * CAPABILITY[0] + CAPABILITY[1])
     is_bf16_supported = staticmethod(lambda including_emulation=False: True)
     is_triton_capable = staticmethod(lambda device=None: True)

@@ -59,11 +59,11 @@ def own_launches(mode: FakeTensorMode, graph: fx.GraphModule) -> int:
     return sum(_launches_of(mode, node) for node in nodes)
 
 
-class _TorchKernels(TorchDispatchMode):
+class _TorchKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the ops that compute tensors: no views, no allocations, no questions of dtype."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,8 +83,9 @@ def _launches_of(mode: FakeTensorMode, node: fx.Node) -> int:
         _TorchKernels() as torch_kernels,
     ):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda value: value.meta["val"])
-        registry.IMPLEMENTATIONS[node.target](*args, **kwargs)
-    return len(made) + torch_kernels.count
+        target: Any = node.target
+        registry.IMPLEMENTATIONS[target](*args, **kwargs)
+    return len(made) + int(torch_kernels.count)
 
 
 def _kind(name: str) -> str:

@@ -6,6 +6,7 @@ file's mistake, and is said with the field's name, what was expected and what ca
 
 from __future__ import annotations
 
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -34,7 +35,8 @@ def _value(value: Any, hint: Any, name: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return _any_of(value, arguments, hint, name)
-    if hint is float and type(value) in (int, float):
+    # Neither NaN and infinity, which JSON's readers let pass, nor integers that no float can hold.
+    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
@@ -45,7 +47,7 @@ def _value(value: Any, hint: Any, name: str) -> Any:
     # type() and not isinstance: True is an int to Python and not to a config.
     if origin is None and type(value) is hint:
         return value
-    raise ValueError(f"{name}: expected {_spell(hint)}, found {value!r}")
+    raise ValueError(f"{name}: expected {_spell(hint)}, found {brief(value)}")
 
 
 def _any_of(value: Any, hints: tuple[Any, ...], whole: Any, name: str) -> Any:
@@ -54,7 +56,17 @@ def _any_of(value: Any, hints: tuple[Any, ...], whole: Any, name: str) -> Any:
             return _value(value, hint, name)
         except ValueError:
             continue
-    raise ValueError(f"{name}: expected {_spell(whole)}, found {value!r}")
+    raise ValueError(f"{name}: expected {_spell(whole)}, found {brief(value)}")
+
+
+def brief(value: Any) -> str:
+    """A value as a message shows it: what came, but not all of a hostile file."""
+    try:
+        text = repr(value)
+    # An integer of more digits than Python prints, or lists too deep.
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to print"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _spell(hint: Any) -> str:

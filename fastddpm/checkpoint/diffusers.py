@@ -1,7 +1,8 @@
 """The diffusers layout of a network: config.json and diffusion_pytorch_model.safetensors.
 
-Read: what UNet2DModel.save_pretrained wrote in any version, with the names of the attention
-projections before 0.14 (query, key, value, proj_attn) and their 1x1-convolution shapes.
+Read: what UNet2DModel.save_pretrained wrote in any version (`diffusers_weights`), with the names of
+the attention projections before 0.14 (query, key, value, proj_attn) and their 1x1-convolution
+shapes.
 
 Written: what UNet2DModel.from_pretrained reads and computes alike. Settings that it does not have
 stand under the key "fastddpm". Where it would compute something else without them, the block types
@@ -20,13 +21,14 @@ from typing import Any
 from torch import Tensor
 
 from fastddpm.checkpoint.conform import conform
-from fastddpm.checkpoint.files import read_json, read_tensors
+from fastddpm.checkpoint.diffusers_weights import STEM, read_weights
+from fastddpm.checkpoint.files import read_json
 from fastddpm.checkpoint.fit import DIFFUSERS_SWITCHES, build, check_fit, shapes
 from fastddpm.checkpoint.schedulers import OURS, REFUSED
 from fastddpm.unet import UNet, UNetConfig
 
 CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = f"{STEM}.safetensors"
 CLASSES = ("UNet2DModel", "fastddpm.UNet")
 # UNetConfig's own fields, which UNet2DModel does not have, with the values at which it is one.
 _OWN_FIELDS = {
@@ -41,27 +43,18 @@ _PROJECTION = re.compile(
 )
 
 
-def read_unet(folder: Path) -> UNet:
-    """The network of a folder with config.json and its weights.
+def read_unet(folder: Path, variant: str | None = None) -> UNet:
+    """The network of a folder with config.json and its weights (`diffusers_weights`).
 
     Raises:
         ValueError: a file is missing, damaged, or does not fit the other.
     """
     config = read_config(read_json(folder / CONFIG), str(folder / CONFIG))
-    path = _weights(folder)
-    state = current_names(read_tensors(path))
-    check_fit(state, shapes(config), str(path), DIFFUSERS_SWITCHES)
+    expected = shapes(config, str(folder / CONFIG))
+    state, path = read_weights(folder, variant)
+    state = current_names(state)
+    check_fit(state, expected, str(path), DIFFUSERS_SWITCHES)
     return build(config, state)
-
-
-def _weights(folder: Path) -> Path:
-    for name in (WEIGHTS, WEIGHTS.replace(".safetensors", ".bin")):
-        if (folder / name).is_file():
-            return folder / name
-    if (folder / f"{WEIGHTS}.index.json").exists():
-        raise ValueError(f"{folder} is sharded; save it again with max_shard_size above its size")
-    found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-    raise ValueError(f"{folder}: expected {WEIGHTS}, found {found}")
 
 
 def read_config(values: Mapping[str, Any], source: str) -> UNetConfig:

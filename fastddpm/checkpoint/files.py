@@ -1,23 +1,20 @@
 """Files of a checkpoint, read with care and replaced whole.
 
-Tensors come from safetensors, or from torch files through torch.load(weights_only=True), so no
-file can run code. A file that is truncated, corrupt or of another kind is a ValueError that names
-it. A folder is written beside its place and renamed into it, so a reader, or a run that starts
-again after a crash, meets the old checkpoint or the new one and never a mixture.
+Tensors come from safetensors, or from torch files through `pickles`, so no file can run code. A
+file that is truncated, corrupt or of another kind is a ValueError that names it. A folder is
+written beside its place and renamed into it, so a reader, or a run that starts again after a
+crash, meets the old checkpoint or the new one and never a mixture.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import pickle
-import struct
 import tempfile
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -25,27 +22,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fastddpm import atomic
+from fastddpm.checkpoint.pickles import read_pickle
+from fastddpm.checkpoint.training_files import is_state_dict
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 TENSOR_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-
-# What torch's reader raises for damaged bytes, as found by flipping and cutting them
-# (tests/test_checkpoint_files.py).
-_DAMAGED = (
-    RuntimeError,
-    OSError,
-    struct.error,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
-)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -66,42 +47,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is truncated, corrupt, asks for code to run, or is no state dict.
     """
+    value = read_file(path)
+    if is_state_dict(value):
+        return dict(value)
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{path}: expected a state dict, found {type(value).__name__}")
+    others = [str(k) for k, v in value.items() if not (isinstance(k, str) and torch.is_tensor(v))]
+    raise ValueError(
+        f"{path}: expected a state dict of tensors, found other values under "
+        f"{', '.join(others[:5])}; save the network's own state dict"
+    )
+
+
+def read_file(path: Path) -> Any:
+    """What a .safetensors or torch file holds, on the CPU: a state dict, or more around it.
+
+    Raises:
+        ValueError: the file is truncated, corrupt, or asks for code to run.
+    """
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{path} is truncated or corrupt: {error}") from error
     if path.suffix in TORCH_SUFFIXES:
-        return _read_torch(path)
+        return read_pickle(path)
     known = ", ".join(TENSOR_SUFFIXES)
     raise ValueError(f"{path}: expected a file that ends in one of {known}")
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    # Opened here, so that a file that cannot be opened is not taken for a damaged one.
-    with path.open("rb") as file, warnings.catch_warnings():
-        # torch warns of TypedStorage for old files; the user can do nothing about it.
-        warnings.simplefilter("ignore", UserWarning)
-        return _state_dict(file, path)
-
-
-def _state_dict(file: BinaryIO, path: Path) -> dict[str, Tensor]:
-    try:
-        value = torch.load(file, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
-            reason = "it holds Python objects other than tensors, which are never loaded"
-        raise ValueError(f"{path} is truncated, corrupt or no state dict: {reason}") from error
-    if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{path}: expected a state dict, found {type(value).__name__}")
-    others = [str(k) for k, v in value.items() if not (isinstance(k, str) and torch.is_tensor(v))]
-    if others:
-        raise ValueError(
-            f"{path}: expected a state dict of tensors, found other values under "
-            f"{', '.join(others[:5])}; save the network's own state dict"
-        )
-    return dict(value)
 
 
 def refuse_file_name(folder: Path) -> None:
@@ -116,7 +88,7 @@ def refuse_file_name(folder: Path) -> None:
 def replace_folder(
     folder: Path, texts: Mapping[str, str], weights: str, state: Mapping[str, Tensor]
 ) -> None:
-    """Make `folder` hold the files `texts` and the safetensors file `weights`, whole or not at all.
+    """Make `folder` hold the files `texts` and the tensors in `weights`, whole or not at all.
 
     The last of `texts` is the one without which no reader takes the folder for a checkpoint.
     Files under other names stay. Where only the weights change, as when training saves again, the
@@ -136,7 +108,7 @@ def replace_folder(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=base) as work:
         new, old = Path(work, "new"), Path(work, "old")
         new.mkdir()
-        atomic.write(new / weights, safetensors.torch.save(dict(state), {"format": "pt"}))
+        atomic.write(new / weights, _encoded(weights, dict(state)))
         for name, text in texts.items():
             atomic.write(new / name, text)
         if in_place:
@@ -146,6 +118,15 @@ def replace_folder(
             _exchange(new, folder, old)
         else:
             new.rename(folder)
+
+
+def _encoded(name: str, state: dict[str, Tensor]) -> bytes:
+    """The contents of a safetensors or torch file, as its name says."""
+    if name.endswith(".safetensors"):
+        return safetensors.torch.save(state, {"format": "pt"})
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def _can_fill(folder: Path, texts: Mapping[str, str]) -> bool:

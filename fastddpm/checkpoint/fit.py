@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from fastddpm.checkpoint.limits import check_blocks
 from fastddpm.unet import UNet, UNetConfig
 
 LISTED = 20
@@ -63,10 +64,19 @@ def build(config: UNetConfig, state: Mapping[str, Tensor]) -> UNet:
     return unet.eval()
 
 
-def shapes(config: UNetConfig) -> dict[str, Tensor]:
-    """The state dict that `config` expects, as meta tensors: names and shapes without memory."""
-    with torch.device("meta"):
-        return UNet(config).state_dict()
+def shapes(config: UNetConfig, source: str = "the configuration") -> dict[str, Tensor]:
+    """The state dict that `config` expects, as meta tensors: names and shapes without memory.
+
+    Raises ValueError for a network that no machine could hold; `source` is what described it.
+    """
+    check_blocks(config, source)
+    try:
+        with torch.device("meta"):
+            return UNet(config).state_dict()
+    # A size beyond int64.
+    except (RuntimeError, TypeError, OverflowError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{source} describes an impossible network: {reason}") from error
 
 
 def check_fit(
@@ -109,7 +119,8 @@ def _section(title: str, lines: Iterable[str]) -> list[str]:
     if not lines:
         return []
     more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return [f"  {title} ({len(lines)}):", *(f"    {line}" for line in lines[:LISTED] + more)]
+    # A name may be as long as its file.
+    return [f"  {title} ({len(lines)}):", *(f"    {line[:200]}" for line in lines[:LISTED] + more)]
 
 
 def _suspects(keys: Iterable[str], switches: Switches) -> list[str]:

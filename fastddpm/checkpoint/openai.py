@@ -52,7 +52,7 @@ def read_openai(
         kwargs = read_json(path.parent / KWARGS)
     model, process = read_kwargs(kwargs, source)
     config, diffusion = unet_config(model), diffusion_of(process, source)
-    expected = to_openai(shapes(config), config)
+    expected = to_openai(shapes(config, source), config)
     check_fit(state, expected, str(path), OPENAI_SWITCHES)
     order = model.use_new_attention_order
     return build(config, from_openai(state, config, use_new_attention_order=order)), diffusion

@@ -32,8 +32,8 @@ def openai_kwargs(config: UNetConfig, diffusion: GaussianDiffusion) -> dict[str,
         ) from error
     differing = [
         f"{name}={getattr(config, name)!r}"
-        for name in _effective(config)
-        if _effective(config)[name] != _effective(again)[name]
+        for name in effective(config)
+        if effective(config)[name] != effective(again)[name]
     ]
     differing += _process_differences(diffusion, process)
     if config.out_channels != config.in_channels * (2 if process.learn_sigma else 1):
@@ -70,7 +70,7 @@ def _model(config: UNetConfig) -> UNetModel:
     )
 
 
-def _effective(config: UNetConfig) -> dict[str, Any]:
+def effective(config: UNetConfig) -> dict[str, Any]:
     """The config's fields with different spellings of one network made equal."""
     groups = config.norm_num_groups if config.resnet_time_scale_shift == "default" else None
     spelt = replace(

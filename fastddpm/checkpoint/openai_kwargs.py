@@ -17,11 +17,13 @@ Source: openai/improved-diffusion and openai/guided-diffusion, script_util.py an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastddpm.checkpoint.conform import conform
+from fastddpm.checkpoint.limits import MAX_WIDTH, check_steps
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.timesteps import openai_sections
@@ -155,14 +157,20 @@ def _numbers(value: str | tuple[float, ...], name: str) -> tuple[float, ...]:
     if not isinstance(value, str):
         return value
     try:
-        return tuple(float(part) for part in value.split(",") if part.strip())
+        numbers = tuple(float(part) for part in value.split(",") if part.strip())
     except ValueError:
-        raise ValueError(f"{name}: expected numbers with commas between, found {value!r}") from None
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}: expected numbers with commas between, found {value!r}")
+    return numbers
 
 
 def unet_config(model: UNetModel) -> UNetConfig:
     """The same network as a UNetConfig."""
-    channels = tuple(int(mult * model.model_channels) for mult in model.channel_mult)
+    widths = [mult * model.model_channels for mult in model.channel_mult]
+    if not widths or not all(1 <= width < MAX_WIDTH for width in widths):
+        raise ValueError(f"expected 1 to {MAX_WIDTH} channels on every level, found {widths}")
+    channels = tuple(int(width) for width in widths)
     attends = [2**level in model.attention_resolutions for level in range(len(channels))]
     learned = "resnet" if model.resblock_updown else "conv"
     resampled = model.resblock_updown or model.conv_resample
@@ -216,6 +224,7 @@ def diffusion_of(process: Process, source: str) -> GaussianDiffusion:
             f"{source}: diffusion_steps={steps} needs rescale_timesteps: improved-diffusion's "
             "default is true, guided-diffusion's false"
         )
+    check_steps(steps, source)
     schedule = makers[process.noise_schedule](steps)
     if process.timestep_respacing:
         schedule = schedule.respace(openai_sections(steps, process.timestep_respacing))

@@ -13,13 +13,19 @@ from typing import Any
 from fastddpm.checkpoint.diffusers import CONFIG, WEIGHTS, read_unet, write_config
 from fastddpm.checkpoint.files import (
     TENSOR_SUFFIXES,
+    read_file,
     read_json,
-    read_tensors,
     refuse_file_name,
     replace_folder,
 )
+from fastddpm.checkpoint.ho import read_ho, read_ho_bundle
+from fastddpm.checkpoint.lucidrains import is_lucidrains, lucidrains_process, refuse_lucidrains
 from fastddpm.checkpoint.openai import KWARGS, is_openai, read_openai
+from fastddpm.checkpoint.ports import PESSER, PYTORCH_DDPM
+from fastddpm.checkpoint.pytorch_ddpm import read_pytorch_ddpm
 from fastddpm.checkpoint.schedulers import read_scheduler, write_scheduler
+from fastddpm.checkpoint.tensor_bundle import find_prefix
+from fastddpm.checkpoint.training_files import Contents, unpack
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
@@ -29,17 +35,27 @@ MODEL_INDEX = "model_index.json"
 
 
 def from_pretrained(
-    name_or_path: str | os.PathLike[str], *, kwargs: Mapping[str, Any] | None = None
+    name_or_path: str | os.PathLike[str],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    ema: bool = True,
+    variant: str | None = None,
 ) -> tuple[UNet, GaussianDiffusion]:
     """A network (float32, on the CPU, in evaluation mode) and the process it was trained for.
 
     Args:
         name_or_path: a built-in name (`builtin_names`; write ./mnist for a folder of that name), a
-            diffusers folder, flat or with unet/ and scheduler/ inside, or an OpenAI state dict or
-            its folder.
-        kwargs: for an OpenAI state dict, the arguments it was trained with: UNetModel's, or the
-            flags of improved- and guided-diffusion's scripts (`checkpoint.openai_kwargs`).
-            None: kwargs.json beside the file.
+            diffusers folder, flat or with unet/ and scheduler/ inside; a torch or safetensors file
+            of one of the families below, or its folder; a TensorFlow checkpoint of Ho's
+            (model.ckpt-790000, one of its files, or their folder).
+        kwargs: settings for a family whose files do not hold them; None: those of the file that its
+            code writes beside the checkpoint, in brackets, else its defaults.
+            OpenAI: arguments of UNetModel or flags of its scripts (`checkpoint.openai_kwargs`),
+            which must be given [kwargs.json]. Ho and the ports of his network by pesser and
+            ermongroup: `checkpoint.ho_settings` [kwargs.json]. pytorch-ddpm: flags of its main.py
+            [flagfile.txt]. Diffusions of lucidrains: objective.
+        ema: of a checkpoint with weights and their averages take the averages; False: the weights.
+        variant: of a diffusers folder, "fp16", "non_ema", ...; None: its plain files.
 
     A diffusers folder without a scheduler gets 1000 linear steps and diffusers' fixed_small, or
     learned_range where the network has two outputs per channel. An OpenAI state dict gets
@@ -48,22 +64,49 @@ def from_pretrained(
     Raises:
         ValueError: nothing is there, a file is damaged, or the weights do not fit the settings; the
             message lists the keys and shapes that disagree and the settings to check.
+        OSError: a file cannot be read.
     """
     path = _locate(name_or_path)
     if path.is_dir():
         if (path / CONFIG).is_file() or (path / "unet" / CONFIG).is_file():
             _no_kwargs(path, kwargs)
-            return _read_diffusers(path)
-        path = _state_file(path)
-    state = read_tensors(path)
+            return _read_diffusers(path, variant)
+        if (prefix := find_prefix(path)) is None:
+            path = _state_file(path)
+    else:
+        prefix = find_prefix(path)
+    if prefix is not None:
+        return read_ho(read_ho_bundle(prefix, ema=ema), prefix, kwargs)
+    contents = unpack(read_file(path), str(path), ema=ema)
+    return _read_family(contents, path, kwargs, variant)
+
+
+def _read_family(
+    contents: Contents, path: Path, kwargs: Mapping[str, Any] | None, variant: str | None
+) -> tuple[UNet, GaussianDiffusion]:
+    """A network by its names, and the process by its tables or its family's settings."""
+    if "betas" in contents.process:
+        inner = None if kwargs is None else {k: v for k, v in kwargs.items() if k != "objective"}
+        unet, _ = _read_family(Contents(contents.network, {}), path, inner or None, variant)
+        objective = None if kwargs is None else kwargs.get("objective")
+        return unet, lucidrains_process(contents.process, objective, str(path))
+    state = contents.network
     if is_openai(state):
         return read_openai(state, path, kwargs)
+    if PESSER.first in state:
+        return read_ho(state, path, kwargs)
+    if PYTORCH_DDPM.first in state:
+        return read_pytorch_ddpm(state, path, kwargs)
+    if is_lucidrains(state):
+        refuse_lucidrains(state, str(path))
     if (path.parent / CONFIG).is_file():
         _no_kwargs(path, kwargs)
-        return _read_diffusers(path.parent)
-    first = ", ".join(list(state)[:3])
+        return _read_diffusers(path.parent, variant)
+    first = ", ".join(key[:60] for key in list(state)[:3])
     raise ValueError(
-        f"{path}: expected OpenAI's names (input_blocks...) or a {CONFIG} beside it, found {first}"
+        f"{path}: expected a {CONFIG} beside it (diffusers), or the names of OpenAI "
+        f"(input_blocks...), of Ho's ports ({PESSER.first}) or of pytorch-ddpm "
+        f"({PYTORCH_DDPM.first}); found {first}"
     )
 
 
@@ -117,7 +160,8 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
         assets = importlib.resources.files("fastddpm") / "assets"
         return Path(str(assets / str(name_or_path)))
     path = Path(name_or_path)
-    if not _exists(path):
+    # The prefix of a TensorFlow checkpoint is itself no file.
+    if not _exists(path) and not _exists(Path(f"{path}.index")):
         raise ValueError(
             f"expected a file, a folder or a built-in model ({known}), found nothing at {path}; "
             "a model of a hub must be downloaded first"
@@ -135,9 +179,9 @@ def _exists(path: Path) -> bool:
         raise
 
 
-def _read_diffusers(folder: Path) -> tuple[UNet, GaussianDiffusion]:
+def _read_diffusers(folder: Path, variant: str | None) -> tuple[UNet, GaussianDiffusion]:
     pipeline = not (folder / CONFIG).is_file()
-    unet = read_unet(folder / "unet" if pipeline else folder)
+    unet = read_unet(folder / "unet" if pipeline else folder, variant)
     doubled = unet.config.out_channels == 2 * unet.config.in_channels
     places = [folder / SCHEDULER, folder / "scheduler" / SCHEDULER]
     if (folder.parent / MODEL_INDEX).is_file():
@@ -155,8 +199,9 @@ def _state_file(folder: Path) -> Path:
     if len(files) != 1:
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise ValueError(
-            f"{folder}: expected {CONFIG} and {WEIGHTS} (diffusers) or {KWARGS} and one state dict "
-            f"(OpenAI), found {found}"
+            f"{folder}: expected {CONFIG} and {WEIGHTS} (diffusers), one torch or safetensors file "
+            f"with {KWARGS} where its family needs it, or TensorFlow's .index and .data files; "
+            f"found {found}"
             + (
                 f"; did you mean {folder / 'model'}?"
                 if (folder / "model" / CONFIG).is_file()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint.conform import conform
+from fastddpm.checkpoint.limits import check_steps
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.schedule import NoiseSchedule
 
@@ -151,6 +152,7 @@ def _schedule(config: SchedulerConfig, exact: Exact, source: str) -> NoiseSchedu
         raise ValueError(f"{source}: {OURS}: timesteps expected betas beside them, found none")
     betas = config.trained_betas if exact.betas is None else exact.betas
     T = config.num_train_timesteps
+    check_steps(T, source)
     if betas is not None:
         if exact.betas is None and len(betas) != T:
             raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import typer
 
 from fastddpm.cli import convert, doctor, interpolate, sample, train
@@ -18,10 +20,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fastddpm {metadata.version('fastddpm')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: bool = typer.Option(
         False, "--debug", help="Show the traceback of an error (or set FASTDDPM_DEBUG=1)."
+    ),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print it and leave."
     ),
 ) -> None:
     """Options of every command; ``debug`` is read by fastddpm.cli.errors.Commands."""

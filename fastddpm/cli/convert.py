@@ -19,35 +19,49 @@ def convert(
     source: Annotated[str, typer.Argument(help=models.MODEL_HELP)],
     folder: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.")],
     to: Annotated[
-        str, typer.Option(help="Layout to write: diffusers or openai (state dict and kwargs.json).")
+        str,
+        typer.Option(
+            help="Layout to write: diffusers, openai (state dict and kwargs.json) or pesser (its "
+            "state dict, which ermongroup's code reads too, and Ho's kwargs.json)."
+        ),
     ] = "diffusers",
     kwargs: Annotated[
         Path | None,
         typer.Option(
-            help="JSON file of the arguments an OpenAI state dict was trained with: UNetModel's or "
-            "the training script's. [default: kwargs.json beside it]"
+            help="JSON file of the settings that SOURCE was trained with, under its own code's "
+            "names. OpenAI's state dicts need it; the others have defaults. [default: the file "
+            "that its code writes beside it]"
         ),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Take the weights themselves, not their averages (EMA).")
+    ] = False,
+    variant: Annotated[
+        str | None, typer.Option(help="Of a diffusers folder: fp16, non_ema, ...")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a checkpoint in FOLDER.")] = False,
 ) -> None:
-    """Read a checkpoint of either family and write it in the layout of the other, or of its own.
+    """Read a checkpoint of any family and write it in the layout of another, or of its own.
 
-    The network computes the same afterwards, and its noise schedule goes with it. What the other
-    side cannot express is refused.
+    Read: diffusers folders, OpenAI's .pt, Ho's TensorFlow checkpoints, and the torch files of
+    pesser, ermongroup, pytorch-ddpm and lucidrains' Trainer. The network computes the same
+    afterwards, and its noise schedule goes with it. What the other side cannot express is refused.
 
     Example: fastddpm convert ema_0.9999_500000.pt cifar10 --kwargs flags.json
+
+    Example: fastddpm convert diffusion_cifar10_model/model.ckpt-790000 cifar10
     """
-    from fastddpm.checkpoint import from_pretrained, save_openai, save_pretrained
+    from fastddpm.checkpoint import from_pretrained, save_ho, save_openai, save_pretrained
     from fastddpm.checkpoint.files import read_json, refuse_file_name
 
-    savers = {"diffusers": save_pretrained, "openai": save_openai}
+    savers = {"diffusers": save_pretrained, "openai": save_openai, "pesser": save_ho}
     if to not in savers:
         raise ValueError(f"--to is one of {', '.join(savers)}; got {to!r}")
     refuse_file_name(folder)
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} is not empty: choose another folder, or --overwrite")
     arguments = None if kwargs is None else read_json(kwargs)
-    unet, diffusion = from_pretrained(source, kwargs=arguments)
+    unet, diffusion = from_pretrained(source, kwargs=arguments, ema=not raw, variant=variant)
     savers[to](folder, unet, diffusion)
     count = sum(p.numel() for p in unet.parameters())
     typer.echo(f"{count:,} parameters, {diffusion.num_steps} steps, in {folder} ({to} layout)")

@@ -12,9 +12,9 @@ from typing import Annotated
 import torch
 import typer
 
-from fastddpm import ops
+from fastddpm import ops, parity, selfcheck
 from fastddpm.checkpoint import from_pretrained
-from fastddpm.cli import selfcheck
+from fastddpm.cli import selfcheck as findings_of
 from fastddpm.noise import Purpose, philox4x32
 
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "diffusers", "tensorboard", "scipy")
@@ -49,10 +49,21 @@ def doctor(
             "to a minute: the largest differences, their bounds, hashes of the bit-exact parts.",
         ),
     ] = False,
+    others: Annotated[
+        bool,
+        typer.Option(
+            "--parity",
+            help="Also compare networks, schedulers, short chains and checkpoints with diffusers' "
+            "and OpenAI's code, where that can be imported, for up to a minute: the largest "
+            "differences and their bounds.",
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None,
         typer.Option(
-            "--json", metavar="FILE", help="With --selfcheck: also write the findings here."
+            "--json",
+            metavar="FILE",
+            help="With --selfcheck or --parity: also write the findings here.",
         ),
     ] = None,
 ) -> None:
@@ -60,9 +71,11 @@ def doctor(
 
     Exit code 1 if something is broken; a missing optional part is only reported.
     """
-    if json_file is not None and not compare:
-        raise typer.BadParameter("it holds the findings of --selfcheck", param_hint="--json")
-    checks: list[Callable[[], Finding]] = [
+    if json_file is not None and not (compare or others):
+        raise typer.BadParameter(
+            "it holds the findings of --selfcheck and --parity", param_hint="--json"
+        )
+    looks: list[Callable[[], Finding]] = [
         _python,
         *(lambda name=name: _package(name) for name in PACKAGES),
         _cpu_library,
@@ -71,14 +84,19 @@ def doctor(
         _noise_words,
         _noise_kernels,
     ]
-    findings = [check() for check in checks]
+    findings = [look() for look in looks]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "" if finding.ok else "BROKEN: "
         typer.echo(f"{finding.what:<{width}}  {mark}{finding.says}")
     sound = all(finding.ok for finding in findings)
+    checks = []
     if compare:
-        sound = selfcheck.report(json_file) and sound
+        checks += selfcheck.all_checks(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if others:
+        checks += parity.all_checks()
+    if checks:
+        sound = findings_of.report(checks, json_file) and sound
     if not sound:
         raise typer.Exit(1)
 

@@ -18,7 +18,7 @@ from fastddpm.sampler import Sampler
 from fastddpm.sampler.images import PNG_CHANNELS
 from fastddpm.unet import UNet
 
-MODEL_HELP = "A built-in name, a diffusers folder or a checkpoint file."
+MODEL_HELP = "A built-in name, a diffusers folder, or a checkpoint of another family."
 DTYPES = ("float32", "bfloat16", "float16")
 
 # Options that several commands have.

@@ -1,4 +1,4 @@
-"""``fastddpm doctor --selfcheck``: what fastddpm.selfcheck finds, one line a check."""
+"""``fastddpm doctor --selfcheck`` and ``--parity``: what the checks find, one line each."""
 
 from __future__ import annotations
 
@@ -18,19 +18,17 @@ MARKS = {True: "ok", False: "FAILED", None: "not run"}
 DIGITS = 16
 
 
-def report(json_file: Path | None = None) -> bool:
-    """Run all checks on the GPU, or on the CPU if there is none, and print what they find.
+def report(checks: list[Check], json_file: Path | None = None) -> bool:
+    """Run all checks and print what they find.
 
     json_file: where to write it too. Returns whether nothing failed.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    checks = selfcheck.all_checks(device)
     outcomes = run_all(checks)
     for line in lines(outcomes):
         typer.echo(line)
     if json_file is not None:
         found = {
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "torch": torch.__version__,
             "outcomes": [outcome.as_dict() for outcome in outcomes],
         }
@@ -41,7 +39,7 @@ def report(json_file: Path | None = None) -> bool:
 def run_all(checks: list[Check]) -> list[Outcome]:
     """The outcomes in order, behind a progress bar."""
     outcomes = []
-    with Bar("selfcheck", total=len(checks), unit="checks") as bar:
+    with Bar("checks", total=len(checks), unit="checks") as bar:
         for check in checks:
             outcomes.append(selfcheck.run(check))
             bar.advance()

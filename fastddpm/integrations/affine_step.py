@@ -5,7 +5,8 @@
 
 ops.ancestral_step is that step without the third term of the mean, float32 and with a clamp for a
 bound. The third term takes the place of the noise where there is none. All else runs in torch:
-other dtypes, a threshold, a variance that the network gives as it is, gradients.
+other dtypes, a threshold, a variance that the network gives as it is, gradients. On plain CPU
+tensors the same kernel is called with its table bound (ops.bound_step).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fastddpm import ops
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
+from fastddpm.ops.bound_step import CPU, BoundStep, plain
 from fastddpm.sampler.threshold import Threshold
 
 # What the second half of an output with 2C channels says; "given" is σ² itself.
@@ -43,6 +45,8 @@ class AffineStep:
     _copies: dict[tuple[str, torch.device, torch.dtype], Tensor] = field(
         default_factory=dict, init=False, repr=False
     )
+    # By table and variance.
+    _steps: dict[tuple[str, str], BoundStep] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(
         self, x: Tensor, output: Tensor, t: int | Tensor, noise: Tensor | None
@@ -59,8 +63,10 @@ class AffineStep:
                 f"model_output: expected {2 * x.shape[1]} channels, the variance among them, "
                 f"got {list(output.shape)}"
             )
-        i = self.index(x.device)[t : t + 1] if isinstance(t, int) else t.reshape(1)
         variance = self.variance if doubled else FIXED
+        if isinstance(t, int) and self._binds(x, output, noise, variance):
+            return self._bound(x, output, t, noise, variance)
+        i = self.index(x.device)[t : t + 1] if isinstance(t, int) else t.reshape(1)
         if self._fuses(x, output, variance):
             return self._fused(x, output, i, noise, variance)
         return self._plain(x, output, i, noise, variance)
@@ -84,14 +90,42 @@ class AffineStep:
             and not grad
         )
 
+    def _binds(self, x: Tensor, output: Tensor, noise: Tensor | None, variance: str) -> bool:
+        """Whether one foreign call computes this."""
+        return (
+            plain(x, output, x if noise is None else noise)
+            and self._fuses(x, output, variance)
+            and (self.clip is None or self.clip > 0)
+            and BoundStep.available()
+        )
+
+    def _bound(
+        self, x: Tensor, output: Tensor, t: int, noise: Tensor | None, variance: str
+    ) -> tuple[Tensor, Tensor]:
+        table, last = self._last(x, output, noise)
+        x_prev, x_0 = self._step(table, variance)(x, output, last, t)
+        if noise is not None and self._by_output:
+            x_prev.add_(output, alpha=float(self.rows[t, _OUTPUT]))
+        return x_prev, x_0
+
+    def _step(self, table: str, variance: str) -> BoundStep:
+        key = (table, variance)
+        if key not in self._steps:
+            own = self._copy(table, CPU, torch.float32)
+            self._steps[key] = BoundStep(own, self.clip, variance)
+        return self._steps[key]
+
+    def _last(self, x: Tensor, output: Tensor, noise: Tensor | None) -> tuple[str, Tensor]:
+        """What is multiplied by sigma, and the table that has it: where a row has no noise it is
+        the output, or nothing."""
+        if noise is not None:
+            return "rows", noise
+        return ("output", output) if self._by_output else ("rows", x)
+
     def _fused(
         self, x: Tensor, output: Tensor, i: Tensor, noise: Tensor | None, variance: str
     ) -> tuple[Tensor, Tensor]:
-        table, last = "rows", noise
-        if noise is None:
-            # A row without noise: what is multiplied by it is the output, or nothing.
-            table, last = ("output", output) if self._by_output else ("rows", x)
-        assert last is not None
+        table, last = self._last(x, output, noise)
         x_prev, x_0 = ops.ancestral_step(
             *(x, output, last.float(), self._copy(table, x.device, torch.float32), i),
             prediction="epsilon",

@@ -46,6 +46,8 @@ from torch import Tensor
 from fastddpm.integrations.affine_step import FIXED, GIVEN, LEARNED, LEARNED_RANGE, AffineStep
 from fastddpm.integrations.scheduler_tables import FollowingTables, with_compatibility
 from fastddpm.integrations.visited import END, UNLISTED
+from fastddpm.ops import torch_normal
+from fastddpm.ops.bound_step import CPU, plain
 from fastddpm.step_rows import ancestral_rows, ddim_rows
 
 _LEARNED = {"learned": GIVEN, "learned_range": LEARNED_RANGE}
@@ -229,5 +231,12 @@ def _row(timestep: int | Tensor, t: int | None, after: list[int]) -> int | Tenso
 
 def _drawn(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
     """Normal noise, as diffusers draws it."""
-    noise: Tensor = randn_tensor(shape, generator=generator, device=like.device, dtype=like.dtype)
-    return noise
+    given = generator if isinstance(generator, list) else [generator]
+    here = [one for one in given if isinstance(one, torch.Generator) and one.device == CPU]
+    # torch's own generator, which threads may share, is left to torch.
+    if not here or len(here) != len(given) or not plain(like):
+        drawn: Tensor = randn_tensor(shape, generator, like.device, like.dtype)
+        return drawn
+    if len(here) == 1:
+        return torch_normal.randn(shape, here[0])
+    return torch.cat([torch_normal.randn((1, *shape[1:]), here[b]) for b in range(shape[0])])

@@ -21,7 +21,7 @@ from fastddpm.ops.registry import register
 
 # Codes of fastddpm.h.
 _PREVIOUS_SAMPLE = 1
-_VARIANCE_CODES = {"fixed_small": 0, "fixed_large": 0, "learned": 1, "learned_range": 2}
+VARIANCE_CODES = {"fixed_small": 0, "fixed_large": 0, "learned": 1, "learned_range": 2}
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def _cpu(call: StepCall) -> None:
         *(address(name) for name in ("x", "x_0", "x", "model_output", "noise", "table")),
         *(len(call.table), address("i"), len(call.x), math.prod(call.x.shape[1:])),
         _PREVIOUS_SAMPLE if call.prediction == "previous_sample" else 0,
-        *(_VARIANCE_CODES[call.variance], math.inf if call.clip is None else call.clip),
+        *(VARIANCE_CODES[call.variance], math.inf if call.clip is None else call.clip),
         # The C ABI takes the seed's 64 bits without a sign.
         0 if call.seed is None else int(call.seed) & 0xFFFFFFFFFFFFFFFF,
         *(address("indices"), address("timesteps"), torch.get_num_threads()),

@@ -35,6 +35,7 @@ _SIGNATURES: dict[str, list[type]] = {
         *[_pointer, _pointer, _int64, _int64, _uint64],
         *[_pointer, _int64, _int32, _int32],
     ],
+    "fastddpm_torch_normal": [_pointer, _int64, _pointer],
     "fastddpm_ancestral_step": [
         *[_pointer, _pointer, _pointer, _pointer, _pointer, _pointer, _int64, _pointer],
         *[_int64, _int64, _int32, _int32, ctypes.c_float],

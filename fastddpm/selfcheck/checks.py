@@ -9,6 +9,7 @@ import torch
 
 from fastddpm.engine import select
 from fastddpm.engine.selection import unsupported
+from fastddpm.ops import torch_normal
 from fastddpm.ops.backends import interpreting
 from fastddpm.ops.library import cpu_library
 from fastddpm.selfcheck import engines, exact, norms
@@ -57,6 +58,7 @@ def kernel_checks(device: torch.device) -> list[Check]:
     no_gpu = None if on_gpu else "it needs a CUDA device"
     return [
         *_backend("cpu", torch.device("cpu"), EXACT, no_library),
+        _torch_normal(),
         *_backend("triton", device, EXACT | norms.KERNELS, no_gpu),
     ]
 
@@ -95,6 +97,12 @@ def _backend(
             yield not_run(name, missing)
         else:
             yield Check(name, functools.partial(compare, backend, device))
+
+
+def _torch_normal() -> Check:
+    name, missing = "torch_normal, cpu", torch_normal.unsupported()
+    # Its results are this torch's, so they have no reference that is the same everywhere.
+    return not_run(name, "; ".join(missing)) if missing else Check(name, exact.torch_normal)
 
 
 def _programs(device: torch.device) -> Iterator[Check]:

@@ -18,7 +18,9 @@ from fastddpm.kernels.ancestral_step.reference import LEARNED_VARIANCES
 from fastddpm.kernels.normal import cases as normal_cases
 from fastddpm.kernels.q_sample import cases as q_cases
 from fastddpm.kernels.q_sample import reference as q_reference
+from fastddpm.kernels.torch_normal import cases as torch_normal_cases
 from fastddpm.noise import Purpose
+from fastddpm.ops import torch_normal as draws
 from fastddpm.ops.ancestral_step import step_in_place
 from fastddpm.ops.backends import interpreting
 from fastddpm.selfcheck.outcome import Bits, Errors, Outcome, largest_difference
@@ -44,6 +46,19 @@ def normal(backend: str, device: torch.device) -> Outcome:
             z = ops.normal(case.seed, indices.to(device), *settings, backend=backend)
             bits.add(f"{case.name} {purpose.name}", z, noise.normal(case.seed, indices, *settings))
     return bits.outcome(f"normal, {backend}")
+
+
+def torch_normal() -> Outcome:
+    """What the library draws from torch's generator against torch.randn."""
+    bits = Bits()
+    for case in torch_normal_cases.CASES:
+        own, theirs = (torch.Generator().manual_seed(case.seed) for _ in range(2))
+        for generator in (own, theirs):
+            torch.rand(case.before, generator=generator)
+        expected = torch.randn(case.shape, generator=theirs)
+        bits.add(case.name, draws.randn(case.shape, own), expected)
+        bits.add(f"{case.name} state", own.get_state(), theirs.get_state())
+    return bits.outcome("torch_normal, cpu")
 
 
 def ancestral_step(backend: str, device: torch.device) -> Outcome:

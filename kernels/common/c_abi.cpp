@@ -30,6 +30,8 @@ const char* fastddpm_error_message(int32_t status) {
       return "unknown instruction set, or one that this CPU or this library lacks";
     case FASTDDPM_NO_MEMORY:
       return "no memory for scratch space, or no thread, is to be had";
+    case FASTDDPM_NO_SUCH_KERNEL:
+      return "the instruction set in use has no such kernel";
     default:
       return "unknown status";
   }
@@ -58,6 +60,18 @@ int32_t fastddpm_normal(float* out, const int64_t* indices, int64_t batch, int64
   fastddpm::parallel(batch * fastddpm::blocks_per_sample(elements), GRAIN, threads,
                      [&](int64_t begin, int64_t end) { kernels.normal(arguments, begin, end); });
   return FASTDDPM_OK;
+}
+
+int32_t fastddpm_torch_normal(float* out, int64_t count, fastddpm_mersenne* generator) {
+  if (out == nullptr || generator == nullptr || count < 16 || generator->left < 1 ||
+      generator->left > FASTDDPM_MERSENNE_WORDS) {
+    return FASTDDPM_INVALID_ARGUMENT;
+  }
+  fastddpm::TorchNormalArguments arguments = {};
+  arguments.out = out;
+  arguments.count = count;
+  arguments.generator = generator;
+  return fastddpm::kernels().torch_normal(arguments) ? FASTDDPM_OK : FASTDDPM_NO_SUCH_KERNEL;
 }
 
 int32_t fastddpm_ancestral_step(float* x_prev, float* x_0, const float* x,

@@ -10,6 +10,7 @@
 #define FASTDDPM_DECLARE(SET)                                           \
   namespace SET {                                                       \
   void normal(const NormalArguments&, int64_t, int64_t);                \
+  bool torch_normal(const TorchNormalArguments&);                       \
   void ancestral_step(const AncestralStepArguments&, int64_t, int64_t); \
   void q_sample(const QSampleArguments&, int64_t, int64_t);             \
   extern const Operation conv3x3, convolution, attention, statistics;   \
@@ -21,6 +22,7 @@
   {#SET,                                                                             \
    SUPPORTED,                                                                        \
    SET::normal,                                                                      \
+   SET::torch_normal,                                                                \
    SET::ancestral_step,                                                              \
    SET::q_sample,                                                                    \
    {&SET::conv3x3, &SET::convolution, &SET::attention, &SET::statistics, &SET::norm, \

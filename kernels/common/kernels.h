@@ -28,6 +28,12 @@ struct NormalArguments {
   uint32_t purpose;
 };
 
+struct TorchNormalArguments {
+  float* out;  // [count]
+  int64_t count;
+  fastddpm_mersenne* generator;
+};
+
 struct AncestralStepArguments {
   float* x_prev;              // [B, elements]
   float* x_0;                 // [B, elements] or null
@@ -92,6 +98,7 @@ struct Kernels {
   const char* isa;
   bool (*supported)();
   void (*normal)(const NormalArguments&, int64_t begin, int64_t end);
+  bool (*torch_normal)(const TorchNormalArguments&);  // whether there is one
   void (*ancestral_step)(const AncestralStepArguments&, int64_t begin, int64_t end);
   void (*q_sample)(const QSampleArguments&, int64_t begin, int64_t end);
   const Operation* operations[FASTDDPM_OP_CALL];  // a call is the same in every set

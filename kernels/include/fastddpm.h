@@ -24,7 +24,8 @@ enum {
   FASTDDPM_INVALID_ARGUMENT = 1, /* a null pointer, a negative size, an unknown code */
   FASTDDPM_ROW_OUT_OF_RANGE = 2, /* the row index lies outside of the step table */
   FASTDDPM_UNKNOWN_ISA = 3,      /* not in fastddpm_isa_list() */
-  FASTDDPM_NO_MEMORY = 4         /* scratch memory or a thread is not to be had */
+  FASTDDPM_NO_MEMORY = 4,        /* scratch memory or a thread is not to be had */
+  FASTDDPM_NO_SUCH_KERNEL = 5    /* the instruction set in use has none */
 };
 
 /* What the model's output stands for, and where the variance of a step comes from. */
@@ -71,6 +72,19 @@ FASTDDPM_API int32_t fastddpm_use_isa(const char* name);
 FASTDDPM_API int32_t fastddpm_normal(float* out, const int64_t* indices, int64_t batch,
                                      int64_t elements, uint64_t seed, const int64_t* steps,
                                      int64_t step_count, int32_t purpose, int32_t threads);
+
+/* The state of torch's generator on a CPU, as torch.Generator.get_state begins. */
+enum { FASTDDPM_MERSENNE_WORDS = 624 };
+typedef struct {
+  uint64_t seed;
+  int32_t left, seeded;
+  uint64_t next;
+  uint64_t words[FASTDDPM_MERSENNE_WORDS];
+} fastddpm_mersenne;
+
+/* out [count], count >= 16: what torch.randn draws with AVX2 from this state, which then is the one
+ * that torch leaves. FASTDDPM_NO_SUCH_KERNEL on the baseline. */
+FASTDDPM_API int32_t fastddpm_torch_normal(float* out, int64_t count, fastddpm_mersenne* generator);
 
 /* One reverse step, x_prev [B, N] and x_0 [B, N] (may be null) from x [B, N]; x_prev may be x, and
  * x_0 may be noise.

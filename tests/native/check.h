@@ -37,6 +37,7 @@ void add_norm(Cases&);
 void add_pointwise(Cases&);
 void add_step(Cases&);
 void add_draws(Cases&);
+void add_torch_normal(Cases&);
 void add_program(Cases&);
 
 // Prints one line for each set with which the case fails; returns how many there are.

@@ -14,6 +14,7 @@ int main(int count, char** arguments) {
   add_pointwise(cases);
   add_step(cases);
   add_draws(cases);
+  add_torch_normal(cases);
   add_program(cases);
   int run = 0, failures = 0;
   for (const Case& each : cases) {

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, Protocol
 
-from benchmarks import report
-from benchmarks.cpu.worker import Prepared, name_of
+from benchmarks import origin
+from benchmarks.worker import Prepared, name_of
 
 # Of what a worker has printed before it failed, so many lines are kept.
 LAST_LINES = 5
@@ -100,7 +100,7 @@ def worker(
     patience: seconds that preparing may take; None: any.
     Raises Ended if it fails, or is killed because it took longer.
     """
-    command = [sys.executable, "-m", "benchmarks.cpu.worker", name_of(prepare)]
+    command = [sys.executable, "-m", "benchmarks.worker", name_of(prepare)]
     command += [json.dumps(arguments), str(os.getpid())]
     paths = os.pathsep.join(part for part in (path, os.environ.get("PYTHONPATH", "")) if part)
     with (
@@ -111,7 +111,7 @@ def worker(
             stdout=subprocess.PIPE,
             stderr=log,
             bufsize=0,
-            cwd=report.REPOSITORY,
+            cwd=origin.REPOSITORY,
             env=os.environ | {"PYTHONPATH": paths},
         ) as process,
     ):

@@ -1,6 +1,6 @@
-"""A process that takes its turns when it is told to; benchmarks/cpu/turns.py starts it.
+"""A process that takes its turns when it is told to; benchmarks/turns.py starts it.
 
-    python -m benchmarks.cpu.worker MODULE:FUNCTION ARGUMENTS PARENT
+    python -m benchmarks.worker MODULE:FUNCTION ARGUMENTS PARENT
 
     found, turn = FUNCTION(**ARGUMENTS)     prepares
     out   found                             as lines of JSON
