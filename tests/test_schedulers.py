@@ -236,6 +236,25 @@ def test_gradients_flow() -> None:
 
 
 @pytest.mark.parametrize("fast_class", THEIRS)
+def test_it_can_be_transformed(fast_class: Any) -> None:
+    theirs, fast = pair(fast_class)
+    output, results = images(seed=1), []
+    for scheduler in (theirs, fast):
+        scheduler.set_timesteps(10)
+
+        def last(x: Tensor, scheduler: Any = scheduler) -> Tensor:
+            step = scheduler.step(output, scheduler.timesteps[-1], x)
+            return step.pred_original_sample
+
+        sums = torch.func.grad(lambda x, last=last: last(x).square().sum())(images())
+        each = torch.func.vmap(last)(images()[None])[0]
+        _, along = torch.func.jvp(last, (images(),), (images(seed=2),))
+        results.append((sums, each, along))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fast_class", THEIRS)
 def test_a_list_of_generators_draws_for_each_sample(fast_class: Any) -> None:
     call = {} if fast_class is FastDDPMScheduler else {"eta": 1.0}
     results = []
@@ -258,6 +277,12 @@ def test_given_noise_is_the_noise() -> None:
     expected = theirs.step(images(seed=1), 500, images(), **call)
     found = fast.step(images(seed=1), 500, images(), **call)
     agree(expected, found, images(), images(seed=1), fast, 500)
+    # As in torch, one noise may serve all samples, or all pixels.
+    for shared in (z[:1], z[0], z[0, :1, :1, :1]):
+        broadcast = {"eta": 0.7, "variance_noise": shared}
+        expected = theirs.step(images(seed=1), 500, images(), **broadcast)
+        found = fast.step(images(seed=1), 500, images(), **broadcast)
+        agree(expected, found, images(), images(seed=1), fast, 500)
     with pytest.raises(ValueError, match="generator and variance_noise"):
         fast.step(images(seed=1), 500, images(), generator=torch.Generator(), **call)
 

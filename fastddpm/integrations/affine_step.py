@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastddpm import ops
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
-from fastddpm.ops.bound_step import CPU, BoundStep, plain
+from fastddpm.ops.bound_step import CPU, BoundStep, plain, transformed
 from fastddpm.sampler.threshold import Threshold
 
 # What the second half of an output with 2C channels says; "given" is σ² itself.
@@ -54,8 +54,8 @@ class AffineStep:
         """x_prev and x_0, in the dtype that x and output promote to.
 
         x: [B, C, *spatial]. output: the same, or [B, 2C, *spatial] if the variance is learned. t: a
-        row, or int64 of one element on x's device, read there. noise: [B, C, *spatial], or None
-        where the row has none; then an output of C channels will do.
+        row, or int64 of one element on x's device, read there. noise: what broadcasts to x's shape,
+        or None where the row has none; then an output of C channels will do.
         """
         doubled = self.variance != FIXED and output.shape[1:2] == (2 * x.shape[1],)
         if noise is not None and self.variance != FIXED and not doubled:
@@ -67,7 +67,7 @@ class AffineStep:
         if isinstance(t, int) and self._binds(x, output, noise, variance):
             return self._bound(x, output, t, noise, variance)
         i = self.index(x.device)[t : t + 1] if isinstance(t, int) else t.reshape(1)
-        if self._fuses(x, output, variance):
+        if self._fuses(x, output, noise, variance):
             return self._fused(x, output, i, noise, variance)
         return self._plain(x, output, i, noise, variance)
 
@@ -75,8 +75,9 @@ class AffineStep:
         """0 to T-1, int64, where a row's number can be read."""
         return self._copy("index", device, torch.int64)
 
-    def _fuses(self, x: Tensor, output: Tensor, variance: str) -> bool:
+    def _fuses(self, x: Tensor, output: Tensor, noise: Tensor | None, variance: str) -> bool:
         """Whether ops.ancestral_step computes this."""
+        noise = x if noise is None else noise
         channels = 1 if variance == FIXED else 2
         grad = torch.is_grad_enabled() and (x.requires_grad or output.requires_grad)
         return (
@@ -84,17 +85,20 @@ class AffineStep:
             and output.dtype in (torch.float32, torch.bfloat16, torch.float16)
             and x.ndim >= 2
             and output.shape == (x.shape[0], channels * x.shape[1], *x.shape[2:])
-            and output.device == x.device
+            and output.device == noise.device == x.device
+            # A caller's own noise may have to be broadcast.
+            and noise.shape == x.shape
             and self.threshold is None
             and variance != GIVEN
             and not grad
+            and not transformed()
         )
 
     def _binds(self, x: Tensor, output: Tensor, noise: Tensor | None, variance: str) -> bool:
         """Whether one foreign call computes this."""
         return (
             plain(x, output, x if noise is None else noise)
-            and self._fuses(x, output, variance)
+            and self._fuses(x, output, noise, variance)
             and (self.clip is None or self.clip > 0)
             and BoundStep.available()
         )

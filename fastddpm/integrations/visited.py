@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastddpm.ops.bound_step import transformed
+
 # In `after`: behind the last timestep, and of a timestep that is not listed.
 END, UNLISTED = -1, -2
 
@@ -33,6 +35,7 @@ class Visited:
             timestep.numel() == 1
             and timestep.dtype == own.dtype
             and timestep.device == own.device
+            and not transformed()
             and timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
         ):
             place = (timestep.storage_offset() - own.storage_offset()) // own.stride(0)

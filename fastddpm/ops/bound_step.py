@@ -21,6 +21,11 @@ CPU = torch.device("cpu")
 _NUMBER = 8
 
 
+def transformed() -> bool:
+    """Whether the call is inside of a transform of torch.func (grad, vmap, jvp)."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def plain(*tensors: Tensor) -> bool:
     """Whether these are contiguous float32 tensors on the CPU that an op would run on at once:
     nothing compiles, traces or counts the call, and no gradient is asked for."""
@@ -34,6 +39,7 @@ def plain(*tensors: Tensor) -> bool:
             for one in tensors
         )
         and not torch.compiler.is_compiling()
+        and not transformed()
         and not is_in_torch_dispatch_mode()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
@@ -64,7 +70,7 @@ class BoundStep:
     def __call__(self, x: Tensor, output: Tensor, noise: Tensor, row: int) -> tuple[Tensor, Tensor]:
         """x, noise: `plain`, [B, C, *spatial]. output: the same, [B, 2C, *spatial] if the variance
         is learned. row: in [0, T)."""
-        assert 0 <= row < len(self._table)
+        assert 0 <= row < len(self._table) and noise.shape == x.shape
         x_prev, x_0 = torch.empty_like(x), torch.empty_like(x)
         clip = math.inf if self._clip is None else self._clip
         samples = max(len(x), 1)
