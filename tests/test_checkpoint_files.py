@@ -154,7 +154,7 @@ def test_a_checkpoint_is_a_folder_and_not_a_tensor_file(
 
 def test_a_weights_file_stands_for_its_folder(checkpoint: Path) -> None:
     assert first(from_pretrained(checkpoint / WEIGHTS)[0]) == 1.0
-    with pytest.raises(ValueError, match="kwargs are for OpenAI"):
+    with pytest.raises(ValueError, match="kwargs are for families"):
         from_pretrained(checkpoint, kwargs={})
     (checkpoint / CONFIG).unlink()
     with pytest.raises(ValueError, match="input_blocks"):

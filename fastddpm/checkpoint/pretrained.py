@@ -213,4 +213,6 @@ def _state_file(folder: Path) -> Path:
 
 def _no_kwargs(path: Path, kwargs: Mapping[str, Any] | None) -> None:
     if kwargs is not None:
-        raise ValueError(f"{path} has its settings in {CONFIG}; kwargs are for OpenAI's files only")
+        raise ValueError(
+            f"{path} has its settings in {CONFIG}: kwargs are for families whose files have none"
+        )

@@ -29,8 +29,12 @@ def __getattr__(name: str) -> Any:
     """
     if name not in SCHEDULERS.values():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fastddpm.integrations import schedulers
-
+    try:
+        from fastddpm.integrations import schedulers
+    except ModuleNotFoundError as error:
+        if error.name != "diffusers":
+            raise
+        raise ImportError(f"{name} derives from diffusers' class: pip install diffusers") from error
     return getattr(schedulers, name)
 
 

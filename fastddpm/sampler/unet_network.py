@@ -32,7 +32,8 @@ def unfit_for_programs(model: Model, dtype: torch.dtype | None) -> str | None:
     """Why the CPU engine cannot take the model's chains, as far as that can be told beforehand."""
     unet = unet_of(model)
     if unet is None:
-        return f"it takes a fastddpm.UNet, not {getattr(model, '__name__', type(model).__name__)}"
+        kind = getattr(model, "__name__", type(model).__name__)
+        return f"it takes a fastddpm.UNet, not {kind} (fastddpm.accelerate converts what it can)"
     dtype, config = dtype or dtype_of(unet), unet.config
     if dtype != torch.float32:
         return f"it computes in float32, the network in {dtype}"
