@@ -7,6 +7,7 @@ CASES holds, by name, functions that write one into an empty folder and return t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pickle
 import resource
@@ -63,11 +64,11 @@ def _of_names(module: str, name: str) -> Any:
     return stand_in
 
 
-def _raw(folder: Path, program: bytes) -> Path:
+def _raw(folder: Path, program: bytes, name: str = "data.pkl") -> Path:
     """A torch archive with this pickle program in it."""
     path = folder / "model.pt"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("model/data.pkl", program)
+        archive.writestr(f"model/{name}", program)
         archive.writestr("model/version", "3\n")
         archive.writestr("model/byteorder", "little")
     return path
@@ -119,6 +120,33 @@ _add("pickle: deep", lambda folder: _raw(folder, _DEEP))
 _add("pickle: a string of 4 GB", lambda folder: _raw(folder, b"\x80\x02X\xff\xff\xff\xff."))
 _add("pickle: nothing", lambda folder: _raw(folder, b""))
 _add("pickle: a dict in itself", lambda folder: _raw(folder, b"\x80\x02}q\0X\x05\0\0\0modelh\0s."))
+
+
+_BYTES = _global("__builtin__", "bytearray", b"J" + struct.pack("<i", 2 * 10**9) + b"\x85")
+for name in ("data.PKL", "DATA.pkl"):
+    _add(f"pickle: 2 GB in {name}", lambda folder, name=name: _raw(folder, _BYTES, name))
+
+
+@case("a storage of 1 MB under a thousand names")
+def _cases_of_a_name(folder: Path) -> Path:
+    """Keys that differ by the case of their letters: torch reads the one storage for each."""
+    path = folder / "model.pt"
+    names = ["".join(letters) for letters in itertools.product("aA", repeat=10)]
+    torch.save({f"temb.{name}": torch.zeros(1) for name in names}, path)
+    with zipfile.ZipFile(path) as archive:
+        program = archive.read("model/data.pkl")
+    for i, name in enumerate(names):
+        program = program.replace(_text(str(i)), _text(name))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", program.replace(b"K\x01t", b"J\0\0\4\0t"))
+        archive.writestr("model/version", "3\n")
+        archive.writestr("model/byteorder", "little")
+        archive.writestr(f"model/data/{names[0]}", bytes(2**20))
+    return path
+
+
+def _text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
 def _with(contents: Callable[[Any], Any], legacy: bool) -> Make:

@@ -106,7 +106,12 @@ def _look_at(file: BinaryIO) -> None:
         if sum(member.file_size for member in members) > size:
             raise ValueError(f"its members have more bytes than the {size} of the file")
         for member in members:
-            if member.filename.endswith(".pkl"):
+            # torch ignores case in names. A storage called "a" and "A" would be read for both; those
+            # that torch.save writes are numbered.
+            name = member.orig_filename.lower()
+            if re.match(r"[^/]*/data/(?!\d+\Z)", name, re.ASCII):
+                raise ValueError(f"expected storages with numbers for names, found {name[:100]!a}")
+            if name.endswith(".pkl"):
                 _check_names(io.BytesIO(archive.read(member)))
 
 
