@@ -106,8 +106,8 @@ def _look_at(file: BinaryIO) -> None:
         if sum(member.file_size for member in members) > size:
             raise ValueError(f"its members have more bytes than the {size} of the file")
         for member in members:
-            # torch ignores case in names. A storage called "a" and "A" would be read for both; those
-            # that torch.save writes are numbered.
+            # torch ignores case in names: it would read a storage "a" again for "A". torch.save
+            # numbers its storages.
             name = member.orig_filename.lower()
             if re.match(r"[^/]*/data/(?!\d+\Z)", name, re.ASCII):
                 raise ValueError(f"expected storages with numbers for names, found {name[:100]!a}")
