@@ -373,15 +373,21 @@ def _prefixes(folder: Path) -> Path:
     return _index(folder, _with_block(b"", bytes(entries)))
 
 
-def _with_block(compressed: bytes, plain: bytes = b"") -> bytes:
-    """A table whose one data block is given, compressed or plain."""
+@case("a block of restart points that is read 2000 times")
+def _repeated(folder: Path) -> Path:
+    return _index(folder, _with_block(b"", restarts=2**17, times=2000))
+
+
+def _with_block(compressed: bytes, plain: bytes = b"", restarts: int = 1, times: int = 1) -> bytes:
+    """A table whose one data block is given, compressed or plain; its index has it `times`."""
     from tensor_bundle_writer import masked
 
-    stored = compressed + b"\1" if compressed else plain + struct.pack("<II", 0, 1) + b"\0"
+    plain += bytes(4 * restarts) + struct.pack("<I", restarts)
+    stored = compressed + b"\1" if compressed else plain + b"\0"
     out = bytearray(stored + struct.pack("<I", masked(stored)))
     handle = varint(0) + varint(len(stored) - 1)
     parts = []
-    for contents in (block([]), block([(b"z", handle)])):
+    for contents in (block([]), block([(b"z", handle)] * times)):
         parts.append(varint(len(out)) + varint(len(contents)))
         out += contents + b"\0" + struct.pack("<I", masked(contents + b"\0"))
     return bytes(out) + b"".join(parts).ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
