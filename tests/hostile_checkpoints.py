@@ -122,6 +122,27 @@ _add("pickle: nothing", lambda folder: _raw(folder, b""))
 _add("pickle: a dict in itself", lambda folder: _raw(folder, b"\x80\x02}q\0X\x05\0\0\0modelh\0s."))
 
 
+# Pairs, each of the one before twice, where they are hashed, printed or only deep.
+_PAIRS, _TWICE = b"\x80\x02K\x01\x85", b"q\x02h\x02\x86"
+_NESTED = {
+    "as a key": b"}" + _PAIRS[2:] + _TWICE * 40 + b"K\x01s.",
+    "as a storage": _PAIRS + _TWICE * 40 + b"Q.",
+    "as a function": _PAIRS + _TWICE * 40 + b")R.",
+    "a million deep, as a key": b"}K\x01" + b"\x85" * 10**6 + b"K\x01s.",
+}
+for what, program in _NESTED.items():
+    _add(f"pickle: tuples {what}", lambda folder, program=program: _raw(folder, program))
+
+# A list q1 of 10^5 numbers, of which a list holds 10^5 copies.
+_LIST = b"\x80\x02](" + b"K\x01" * 10**5 + b"eq\x01"
+_COPY = b"ctorch\nSize\nq\x02](" + b"h\x02h\x01\x85R" * 10**5 + b"e\x86."
+_add("pickle: copies of a list", lambda folder: _raw(folder, _LIST + _COPY))
+# Lists, each of which gets the next one twice when that one is still empty.
+_LATE = b"".join(b"]q" + bytes([i]) for i in range(41)) + b"".join(
+    b"h" + bytes([i]) + b"h" + bytes([i + 1]) + b"ah" + bytes([i + 1]) + b"a" for i in range(40)
+)
+_add("pickle: lists filled late", lambda folder: _raw(folder, b"\x80\x02" + _LATE + b"h\0)R."))
+
 _BYTES = _global("__builtin__", "bytearray", b"J" + struct.pack("<i", 2 * 10**9) + b"\x85")
 for name in ("data.PKL", "DATA.pkl"):
     _add(f"pickle: 2 GB in {name}", lambda folder, name=name: _raw(folder, _BYTES, name))
