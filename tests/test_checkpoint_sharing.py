@@ -61,8 +61,10 @@ def test_what_training_shares(zipped: bool, tmp_path: Path) -> None:
         # As a key: hashed in 2^24 steps, a second or so; with each pair, twice the time.
         (b"}K\x01\x85" + _GROW * 24 + b"K\x01s.", f"more than {MOST_COPIED} values again"),
         (b"}K\x01" + b"\x85" * 101 + b"K\x01s.", f"more than {MOST_NESTED} deep"),
-        (b"](" + b"K\x01" * 2000 + b"eq\1ctorch\nSize\nq\2](" + b"h\2h\1\x85R" * 600 + b"e\x86.",)
-        + (f"more than {MOST_COPIED} values again",),
+        (
+            b"](" + b"K\x01" * 2000 + b"eq\1ctorch\nSize\nq\2](" + b"h\2h\1\x85R" * 600 + b"e\x86.",
+            f"more than {MOST_COPIED} values again",
+        ),
         (b"]q\0]q\1h\0h\1ah\1h\0a.", "changes a value that it has used"),
         (b"K\x01K\x02a.", "changes a value that it has used"),
         (b"]2.", "no torch file has the instruction DUP"),
