@@ -7,6 +7,7 @@ CASES holds, by name, functions that write one into an empty folder and return t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pickle
 import resource
@@ -63,11 +64,11 @@ def _of_names(module: str, name: str) -> Any:
     return stand_in
 
 
-def _raw(folder: Path, program: bytes) -> Path:
+def _raw(folder: Path, program: bytes, name: str = "data.pkl") -> Path:
     """A torch archive with this pickle program in it."""
     path = folder / "model.pt"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("model/data.pkl", program)
+        archive.writestr(f"model/{name}", program)
         archive.writestr("model/version", "3\n")
         archive.writestr("model/byteorder", "little")
     return path
@@ -119,6 +120,54 @@ _add("pickle: deep", lambda folder: _raw(folder, _DEEP))
 _add("pickle: a string of 4 GB", lambda folder: _raw(folder, b"\x80\x02X\xff\xff\xff\xff."))
 _add("pickle: nothing", lambda folder: _raw(folder, b""))
 _add("pickle: a dict in itself", lambda folder: _raw(folder, b"\x80\x02}q\0X\x05\0\0\0modelh\0s."))
+
+
+# Pairs, each of the one before twice, where they are hashed, printed or only deep.
+_PAIRS, _TWICE = b"\x80\x02K\x01\x85", b"q\x02h\x02\x86"
+_NESTED = {
+    "as a key": b"}" + _PAIRS[2:] + _TWICE * 40 + b"K\x01s.",
+    "as a storage": _PAIRS + _TWICE * 40 + b"Q.",
+    "as a function": _PAIRS + _TWICE * 40 + b")R.",
+    "a million deep, as a key": b"}K\x01" + b"\x85" * 10**6 + b"K\x01s.",
+}
+for what, program in _NESTED.items():
+    _add(f"pickle: tuples {what}", lambda folder, program=program: _raw(folder, program))
+
+# A list q1 of 10^5 numbers, of which a list holds 10^5 copies.
+_LIST = b"\x80\x02](" + b"K\x01" * 10**5 + b"eq\x01"
+_COPY = b"ctorch\nSize\nq\x02](" + b"h\x02h\x01\x85R" * 10**5 + b"e\x86."
+_add("pickle: copies of a list", lambda folder: _raw(folder, _LIST + _COPY))
+# Lists, each of which gets the next one twice when that one is still empty.
+_LATE = b"".join(b"]q" + bytes([i]) for i in range(41)) + b"".join(
+    b"h" + bytes([i]) + b"h" + bytes([i + 1]) + b"ah" + bytes([i + 1]) + b"a" for i in range(40)
+)
+_add("pickle: lists filled late", lambda folder: _raw(folder, b"\x80\x02" + _LATE + b"h\0)R."))
+
+_BYTES = _global("__builtin__", "bytearray", b"J" + struct.pack("<i", 2 * 10**9) + b"\x85")
+for name in ("data.PKL", "DATA.pkl"):
+    _add(f"pickle: 2 GB in {name}", lambda folder, name=name: _raw(folder, _BYTES, name))
+
+
+@case("a storage of 1 MB under a thousand names")
+def _cases_of_a_name(folder: Path) -> Path:
+    """Keys that differ by the case of their letters: torch reads the one storage for each."""
+    path = folder / "model.pt"
+    names = ["".join(letters) for letters in itertools.product("aA", repeat=10)]
+    torch.save({f"temb.{name}": torch.zeros(1) for name in names}, path)
+    with zipfile.ZipFile(path) as archive:
+        program = archive.read("model/data.pkl")
+    for i, name in enumerate(names):
+        program = program.replace(_text(str(i)), _text(name))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", program.replace(b"K\x01t", b"J\0\0\4\0t"))
+        archive.writestr("model/version", "3\n")
+        archive.writestr("model/byteorder", "little")
+        archive.writestr(f"model/data/{names[0]}", bytes(2**20))
+    return path
+
+
+def _text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
 def _with(contents: Callable[[Any], Any], legacy: bool) -> Make:
@@ -345,15 +394,21 @@ def _prefixes(folder: Path) -> Path:
     return _index(folder, _with_block(b"", bytes(entries)))
 
 
-def _with_block(compressed: bytes, plain: bytes = b"") -> bytes:
-    """A table whose one data block is given, compressed or plain."""
+@case("a block of restart points that is read 2000 times")
+def _repeated(folder: Path) -> Path:
+    return _index(folder, _with_block(b"", restarts=2**17, times=2000))
+
+
+def _with_block(compressed: bytes, plain: bytes = b"", restarts: int = 1, times: int = 1) -> bytes:
+    """A table whose one data block is given, compressed or plain; its index has it `times`."""
     from tensor_bundle_writer import masked
 
-    stored = compressed + b"\1" if compressed else plain + struct.pack("<II", 0, 1) + b"\0"
+    plain += bytes(4 * restarts) + struct.pack("<I", restarts)
+    stored = compressed + b"\1" if compressed else plain + b"\0"
     out = bytearray(stored + struct.pack("<I", masked(stored)))
     handle = varint(0) + varint(len(stored) - 1)
     parts = []
-    for contents in (block([]), block([(b"z", handle)])):
+    for contents in (block([]), block([(b"z", handle)] * times)):
         parts.append(varint(len(out)) + varint(len(contents)))
         out += contents + b"\0" + struct.pack("<I", masked(contents + b"\0"))
     return bytes(out) + b"".join(parts).ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)

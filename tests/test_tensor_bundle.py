@@ -189,6 +189,18 @@ def test_a_small_file_cannot_stand_for_a_huge_table() -> None:
         list(read_table(table(keys, per_block=2000)))
 
 
+def test_blocks_that_an_index_has_twice() -> None:
+    """Without a key in it, a block that is read again and again adds to no count."""
+    out, parts = bytearray(), []
+    empty = block([])
+    for contents in (empty, block([(b"a", varint(0) + varint(len(empty)))] * 2)):
+        parts.append(varint(len(out)) + varint(len(contents)))
+        out += contents + b"\0" + struct.pack("<I", masked(contents + b"\0"))
+    out += b"".join(parts).ljust(40, b"\0") + table([])[-8:]
+    with pytest.raises(ValueError, match="begins before 9, where the last one ends"):
+        list(read_table(bytes(out)))
+
+
 def test_restart_points_beyond_the_block() -> None:
     content = struct.pack("<I", 2**31)
     out = bytearray(content + b"\0" + struct.pack("<I", masked(content + b"\0")))

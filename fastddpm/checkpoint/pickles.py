@@ -1,10 +1,11 @@
 """Torch files, read so that no file can run code or take more memory than it has bytes.
 
 A torch file is a zip archive (before torch 1.6: a plain sequence) of a pickle and of the tensors'
-bytes. A pickle is a program. Before it runs, under torch.load(weights_only=True), two things are
+bytes. A pickle is a program. Before it runs, under torch.load(weights_only=True), three things are
 looked at that torch does not look at:
 
     names     the pickle may call nothing but torch's own builders of tensors
+    sharing   what it uses again and again counts as often (sharing.py)
     sizes     archive members are stored, not compressed; a tensor has the bytes that it shows
 """
 
@@ -23,6 +24,8 @@ from typing import IO, Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+from fastddpm.checkpoint.sharing import Sharing
 
 # What torch's reader raises for damaged bytes, as found by flipping and cutting them
 # (tests/test_checkpoint_files.py).
@@ -95,7 +98,7 @@ def _look_at(file: BinaryIO) -> None:
     file.seek(0)
     if not is_archive:
         for _ in range(_PLAIN_PICKLES):
-            _check_names(file)
+            _check_program(file)
         return
     with zipfile.ZipFile(file) as archive:
         size = file.seek(0, 2)
@@ -106,17 +109,27 @@ def _look_at(file: BinaryIO) -> None:
         if sum(member.file_size for member in members) > size:
             raise ValueError(f"its members have more bytes than the {size} of the file")
         for member in members:
-            if member.filename.endswith(".pkl"):
-                _check_names(io.BytesIO(archive.read(member)))
+            # torch ignores case in names: it would read a storage "a" again for "A". torch.save
+            # numbers its storages.
+            name = member.orig_filename.lower()
+            if re.match(r"[^/]*/data/(?!\d+\Z)", name, re.ASCII):
+                raise ValueError(f"expected storages with numbers for names, found {name[:100]!a}")
+            if name.endswith(".pkl"):
+                _check_program(io.BytesIO(archive.read(member)))
 
 
-def _check_names(pickled: IO[bytes]) -> None:
-    """Raise ForeignObject if a pickle names something else than ALLOWED; it is not run."""
+def _check_program(pickled: IO[bytes]) -> None:
+    """Raise ForeignObject if a pickle names something else than ALLOWED; it is not run.
+
+    Raises ValueError if it stands for far more than it has bytes.
+    """
+    sharing = Sharing()
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in ("GLOBAL", "INST") and not ALLOWED.fullmatch(str(argument)):
             raise ForeignObject(ascii(str(argument).replace(" ", ".")[:100]))
         if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             raise ForeignObject("an object that is not named in the plain way")
+        sharing.follow(opcode.name, argument)
 
 
 def _state_dicts(value: Any) -> Iterator[Mapping[str, Tensor]]:

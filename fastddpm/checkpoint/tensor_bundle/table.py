@@ -50,9 +50,14 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _all_entries(data: bytes, index: tuple[int, int]) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs of the data blocks, which lie one behind the other: none is read twice."""
+    end = 0
     for _, value in _entries(_block(data, index)):
-        handle, _ = _handle(value, 0)
-        yield from _entries(_block(data, handle))
+        (offset, size), _ = _handle(value, 0)
+        if offset < end:
+            raise ValueError(f"the block at {offset} begins before {end}, where the last one ends")
+        end = offset + size + TRAILER
+        yield from _entries(_block(data, (offset, size)))
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
