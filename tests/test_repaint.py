@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from sampler_engines import FAST, running
 from torch import Tensor
+from unet_networks import network
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
@@ -91,6 +93,27 @@ def test_nothing_known_and_no_jump_is_the_chain() -> None:
         torch.zeros(2, *SHAPE), torch.zeros(1, 4, 4), noise=noise, resamplings=1
     )
     torch.testing.assert_close(found, sampler.sample(2, noise=noise), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["reference", *(e for e in FAST if e != "compile")])
+def test_what_is_not_known_may_be_nan(engine: str) -> None:
+    """And no call leaves anything to the next, not even one that fails."""
+    unet, known = network(), torch.arange(64).reshape(8, 8) < 30
+    images = torch.rand(2, 3, 8, 8) - 0.5
+    holes = torch.where(known, images, math.nan)
+    nothing = {"noise": lambda step, shape: torch.full(shape, math.nan)}
+    how = {"jump_length": 2, "resamplings": 2, "steps": 5}
+    with running(engine, unet, GaussianDiffusion(SCHEDULE)) as sampler:
+        clean = sampler.inpaint(images, known, **how)
+        assert torch.equal(sampler.inpaint(holes, known, **how), clean)
+        assert torch.equal(sampler.inpaint(images, known, **how), clean)
+        noise = {"noise": lambda step, shape: torch.ones(shape)}
+        before = sampler.inpaint(images, known, **noise, **how)
+        with pytest.raises(FloatingPointError):
+            sampler.inpaint(images, known, **nothing, **how)
+        assert torch.equal(sampler.inpaint(images, known, **noise, **how), before)
+        with pytest.raises(ValueError, match="finite where they are known"):
+            sampler.inpaint(holes, ~known, **how)
 
 
 CORRELATION = 0.9

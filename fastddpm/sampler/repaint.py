@@ -97,7 +97,10 @@ class Known:
 
     def load(self, images: Tensor, mask: Tensor) -> None:
         """The present call's x_0, and bool, where it is known; of the shape."""
-        self._images.copy_(images)
+        # What is not known takes part in no image, but a NaN of it in the step would stay: the step
+        # is one in place, and 0 NaN is no 0. So would one of an earlier call.
+        self._images.copy_(torch.where(mask, images, 0))
+        self._noisy.zero_()
         self._mask.copy_(mask)
 
     def keep(self, x: Tensor, noise: Tensor | ops.Draw, i: Tensor) -> None:
