@@ -43,6 +43,29 @@ def test_a_measurement_is_the_expectation() -> None:
     assert found.timesteps.tolist() == list(steps)
 
 
+def test_the_images_run_in_batches() -> None:
+    """With the noise and the label of their own number, so that the split makes no difference."""
+    d = gaussian.DIFFUSION.respace([0, 400, 999])
+    sizes: list[int] = []
+
+    def network(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return gaussian.network(x, t) + 0.01 * labels.reshape(-1, 1, 1, 1)
+
+    found = []
+    for batch_size, expected in ((None, [64, 64, 2]), (50, [50, 50, 30]), (200, [130])):
+        how = {"shape": gaussian.SHAPE, "batch_size": batch_size}
+        sampler = Sampler(network, d, "reference", **how)
+        sizes.clear()
+        found.append(sampler.measure(gaussian.draws(130), labels=range(130)))
+        assert sizes == 3 * expected
+        assert found[-1].images == 130
+    for split in found[:2]:
+        exact = {"rtol": 1e-12, "atol": 0}
+        torch.testing.assert_close(split.epsilon_square, found[2].epsilon_square, **exact)
+        torch.testing.assert_close(split.x_0_error, found[2].x_0_error, **exact)
+
+
 def test_the_variance_of_x_0_is_the_posteriors() -> None:
     posterior = (1 - LEVELS) * gaussian.VARIANCE / gaussian.spread(LEVELS) ** 2
     torch.testing.assert_close(x_0_variance(gaussian.DIFFUSION, EXACT), posterior)
