@@ -290,6 +290,34 @@ def test_nothing_is_drawn_of_nothing() -> None:
         list(sampler.stream(0, labels=labels, **how))
 
 
+@pytest.mark.parametrize("engine", ["reference", *(e for e in FAST if e != "compile")])
+def test_the_callers_default_dtype_changes_nothing(engine: str) -> None:
+    unet = network(num_class_embeds=10)
+    images, known = torch.rand(2, *SHAPE) - 0.5, torch.rand(8, 8) < 0.5
+
+    def runs() -> list[Tensor]:
+        with running(engine, unet, DIFFUSION) as sampler:
+            names = ("guided hook", "dpm-solver++", "analytic", "threshold", "inverse")
+            return [
+                *(sampler.sample(2, **{"labels": 3} | RECIPES[name]) for name in names),
+                sampler.inpaint(images, known, labels=3, guidance=2.0, steps=4),
+                measured(),
+            ]
+
+    def measured() -> Tensor:
+        with running(engine, network(), DIFFUSION) as sampler:
+            return sampler.measure(images).x_0_error
+
+    expected = runs()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = runs()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
 @needs_library
 def test_native_programs_give_the_same_bits_for_every_batch() -> None:
     unet = network(num_class_embeds=10)
