@@ -292,7 +292,7 @@ def test_nothing_is_drawn_of_nothing() -> None:
 
 @pytest.mark.parametrize("engine", ["reference", *(e for e in FAST if e != "compile")])
 def test_the_callers_default_dtype_changes_nothing(engine: str) -> None:
-    unet = network(num_class_embeds=10)
+    unet, plain = network(num_class_embeds=10), network()
     images, known = torch.rand(2, *SHAPE) - 0.5, torch.rand(8, 8) < 0.5
 
     def runs() -> list[Tensor]:
@@ -305,7 +305,7 @@ def test_the_callers_default_dtype_changes_nothing(engine: str) -> None:
             ]
 
     def measured() -> Tensor:
-        with running(engine, network(), DIFFUSION) as sampler:
+        with running(engine, plain, DIFFUSION) as sampler:
             return sampler.measure(images).x_0_error
 
     expected = runs()
