@@ -48,7 +48,9 @@ class Editing:
         Returns float32 [B, C, H, W], for ``sample(x_T=..., method="ddim")`` with the same steps.
         """
         x = self._runs.images("images", images)
-        options["method"] = "ddim-inverse"
+        method = options.setdefault("method", "ddim-inverse")
+        if method != "ddim-inverse":
+            raise ValueError(f"invert runs method 'ddim-inverse', not {method!r}")
         recipe = Recipe.of(self._runs.diffusion, options)
         call = self._runs.call(recipe, options, torch.arange(len(x)), 0, None, labels)
         begin = self._runs.begin_at(call, x)
