@@ -233,6 +233,8 @@ def test_weights_that_change_reach_every_chain() -> None:
         ({"network_at": "next"}, "for method 'ddim-inverse'"),
         ({"method": "ddim-inverse", "network_at": "later"}, "one of next, current"),
         ({"method": "ddim-inverse", "clip": 1.0}, "without a bound"),
+        ({"method": "ddim-inverse", "clip": "dynamic"}, "without a bound"),
+        ({"method": "ddim-inverse", "on_x_0": darker}, "without a bound"),
         ({"x_T": torch.zeros(3, *SHAPE)}, "x_T are 3, the samples asked for 2"),
         ({"x_T": torch.zeros(2, 3, 4, 4)}, "a batch of the sample's shape"),
         ({"on_x_0": lambda x: x[:1]}, "must return a tensor of the shape"),

@@ -87,7 +87,7 @@ class Recipe:
         method = options.get("method", "ancestral")
         if method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
-        return cls(
+        recipe = cls(
             method,
             _positions(diffusion, options),
             _eta(method, options),
@@ -97,6 +97,12 @@ class Recipe:
             options.get("guidance") is not None,
             network_at=_network_at(method, options),
         )
+        if method == "ddim-inverse" and recipe.network_at == "next" and recipe._bounds_or_edits:
+            raise ValueError(
+                "a step is undone without a bound of x_0 or a function of it: expected clip=None "
+                "and no on_x_0=, or network_at='current'"
+            )
+        return recipe
 
     def diffusion(self, whole: GaussianDiffusion) -> GaussianDiffusion:
         """The diffusion over the timesteps that are kept."""
@@ -109,6 +115,11 @@ class Recipe:
         """What x_0 goes through, in order."""
         bound = (self.bound,) if isinstance(self.bound, Threshold) else ()
         return (*bound, *(() if self.on_x_0 is None else (self.on_x_0,)))
+
+    @property
+    def _bounds_or_edits(self) -> bool:
+        """Whether the caller wants x_0 other than the step has it."""
+        return self.bound not in ("own", None) or self.on_x_0 is not None
 
     def steps(self, diffusion: GaussianDiffusion) -> tuple[Method, Tensor | None]:
         """The table of steps of the diffusion over its timesteps, and what is known at each of
