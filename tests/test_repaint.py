@@ -13,7 +13,7 @@ from unet_networks import network
 from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 from fastddpm.sampler.methods import ancestral
-from fastddpm.sampler.repaint import repaint, walk
+from fastddpm.sampler.repaint import repaint, walk, walk_length
 
 SHAPE = (3, 4, 4)
 SCHEDULE = NoiseSchedule.linear(20, 0.01, 0.3)
@@ -42,6 +42,7 @@ def test_the_walk_is_the_papers(T: int, j: int, r: int) -> None:
         assert levels[-1] == index + 1
         levels += [index, *range(index + 1, reached + 1)]
     assert levels == papers_levels(T, j, r)
+    assert walk_length(T, j, r) == len(walk(T, j, r))
     assert walk(T, j, 1) == [(k, k) for k in range(T - 1, -1, -1)]
 
 
@@ -153,6 +154,8 @@ def test_arguments_that_do_not_fit() -> None:
         sampler.inpaint(images, known, method="ddim")
     with pytest.raises(ValueError, match="jump_length must be at least 1"):
         sampler.inpaint(images, known, jump_length=0)
+    with pytest.raises(ValueError, match="at most 1000000 steps, got 10000000010: 20 with jump_le"):
+        sampler.inpaint(images, known, jump_length=10, resamplings=10**9)
     with pytest.raises(ValueError, match="bool, or 0 and 1"):
         sampler.inpaint(images, 0.5 * known)
     with pytest.raises(ValueError, match="must broadcast"):
