@@ -42,8 +42,12 @@ class Options(TypedDict, total=False):
               row a sample.
     null_label: the class that stands for none; by default the network's last one.
     on_x_0:   a function of torch, x_0 [B, C, H, W] -> x_0, applied to every step's estimate after
-              its bound; the step goes on from what it returns. It is captured with the step:
-              what changes from call to call it reads from tensors that it holds.
+              its bound; the step goes on from what it returns. It must treat each row by itself:
+              B rows are one batch of those that ``batch_size`` or engine "cpu" make, not the n
+              images. With guidance each image is there twice, first all rows of the classes, then
+              the same again for the null class. Where an engine captures, a shorter last batch is
+              filled up with rows that are dropped. It is captured with the step: what changes from
+              call to call it reads from tensors that it holds.
     network_at: of "ddim-inverse": at which of a step's two timesteps the network is called, "next"
               (the default) or "current"; see methods.py.
     """
