@@ -120,14 +120,18 @@ def chosen(T: int, steps: int | str | Sequence[int] | Tensor, spacing: str = "li
     """
     if isinstance(steps, str):
         return openai_sections(T, steps)
-    # numpy's integers are integers, too.
-    if isinstance(steps, int | np.integer):
+    # numpy's integers are integers, too; True is none.
+    if isinstance(steps, int | np.integer) and not isinstance(steps, bool):
         return spaced(spacing, T, int(steps))
     listed = np.asarray(steps)
-    different = len(np.unique(listed)) == listed.size > 0
-    if listed.dtype.kind not in "iu" or not different or listed.min() < 0 or listed.max() >= T:
-        raise ValueError(f"expected different timesteps in [0, {T}), got {reprlib.repr(steps)}")
-    return torch.from_numpy(np.sort(listed.ravel()).astype(np.int64))
+    integers = listed.ndim == 1 and listed.dtype.kind in "iu"
+    different = integers and len(np.unique(listed)) == listed.size > 0
+    if not different or listed.min() < 0 or listed.max() >= T:
+        raise ValueError(
+            "expected how many timesteps, sections like '10,15,20', or a list of different "
+            f"timesteps in [0, {T}); got {reprlib.repr(steps)}"
+        )
+    return torch.from_numpy(np.sort(listed).astype(np.int64))
 
 
 SPACINGS: dict[str, Callable[[int, int], Tensor]] = {

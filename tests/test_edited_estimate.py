@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from op_backends import needs_library
+from sampler_engines import running
 from torch import Tensor
+from unet_networks import network
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler
 from fastddpm.sampler import Threshold
@@ -103,3 +106,61 @@ def test_thresholding_is_imagens() -> None:
         assert torch.equal(found, chain.sample(3, noise=noise, clip=Threshold(0.995, math.inf)))
     capped = chain.sample(3, noise=noise, clip=Threshold(0.6, 1.1))
     assert not torch.allclose(capped, found, atol=0.01)
+
+
+@pytest.mark.parametrize(("engine", "last"), [("reference", 1), ("cuda_graph", 2)])
+def test_the_function_gets_the_rows_of_a_batch(engine: str, last: int) -> None:
+    """Twice with guidance, and as many for the last batch where the step is captured."""
+    sizes: set[int] = set()
+
+    def edit(x_0: Tensor) -> Tensor:
+        sizes.add(len(x_0))
+        return 0.8 * x_0
+
+    unet, d = network(num_class_embeds=10), GaussianDiffusion(SCHEDULE)
+    how: dict[str, Any] = {"labels": [1, 2, 3, 4, 5], "steps": 3, "on_x_0": edit}
+    for guided in ({}, {"guidance": 3.0}):
+        whole = Sampler(unet, d, "reference").sample(5, **how, **guided)
+        copies = 1 + len(guided)
+        assert sizes == {5 * copies}
+        sizes.clear()
+        with running(engine, unet, d) as sampler:
+            found = sampler.sample(5, batch_size=2, **how, **guided)
+        assert sizes == {2 * copies, last * copies}
+        sizes.clear()
+        torch.testing.assert_close(found, whole, rtol=2e-3, atol=2e-3)
+
+
+def test_the_function_gets_each_guided_image_twice() -> None:
+    """All rows, and the same again: what treats them alike keeps them the same."""
+    seen: list[Tensor] = []
+
+    def edit(x_0: Tensor) -> Tensor:
+        seen.append(x_0.clone())
+        return 0.8 * x_0
+
+    unet = network(num_class_embeds=10)
+    sampler = Sampler(unet, GaussianDiffusion(SCHEDULE), "reference")
+    sampler.sample(3, on_x_0=edit, labels=[1, 2, 3], guidance=3.0)
+    assert [len(x_0) for x_0 in seen] == 10 * [6]
+    for x_0 in seen:
+        of_class, of_null = x_0.chunk(2)
+        assert torch.equal(of_class, of_null) and not torch.equal(of_class[0], of_class[1])
+
+
+@needs_library
+def test_native_programs_run_equal_parts() -> None:
+    """8 images of 32 x 32 at once: 10 are two times 5, and with guidance 20 rows are three parts of
+    at most 7, so of 3 images."""
+    sizes: list[int] = []
+
+    def edit(x_0: Tensor) -> Tensor:
+        sizes.append(len(x_0))
+        return x_0
+
+    unet = network(num_class_embeds=10, sample_size=32)
+    sampler = Sampler(unet, GaussianDiffusion(SCHEDULE), "cpu")
+    for options, expected in (({}, [5, 5]), ({"guidance": 2.0}, [6, 6, 6, 2])):
+        sizes.clear()
+        sampler.sample(10, on_x_0=edit, labels=1, steps=1, **options)
+        assert sizes[-len(expected) :] == expected

@@ -43,6 +43,29 @@ def test_a_measurement_is_the_expectation() -> None:
     assert found.timesteps.tolist() == list(steps)
 
 
+def test_the_images_run_in_batches() -> None:
+    """With the noise and the label of their own number, so that the split makes no difference."""
+    d = gaussian.DIFFUSION.respace([0, 400, 999])
+    sizes: list[int] = []
+
+    def network(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return gaussian.network(x, t) + 0.01 * labels.reshape(-1, 1, 1, 1)
+
+    found = []
+    for batch_size, expected in ((None, [64, 64, 2]), (50, [50, 50, 30]), (200, [130])):
+        how = {"shape": gaussian.SHAPE, "batch_size": batch_size}
+        sampler = Sampler(network, d, "reference", **how)
+        sizes.clear()
+        found.append(sampler.measure(gaussian.draws(130), labels=range(130)))
+        assert sizes == 3 * expected
+        assert found[-1].images == 130
+    for split in found[:2]:
+        exact = {"rtol": 1e-12, "atol": 0}
+        torch.testing.assert_close(split.epsilon_square, found[2].epsilon_square, **exact)
+        torch.testing.assert_close(split.x_0_error, found[2].x_0_error, **exact)
+
+
 def test_the_variance_of_x_0_is_the_posteriors() -> None:
     posterior = (1 - LEVELS) * gaussian.VARIANCE / gaussian.spread(LEVELS) ** 2
     torch.testing.assert_close(x_0_variance(gaussian.DIFFUSION, EXACT), posterior)
@@ -83,6 +106,29 @@ def test_noise_of_a_measurement_stays_within_the_bounds() -> None:
     assert (x_0_variance(gaussian.DIFFUSION, wild) == 0).all()
     none = Measured(EXACT.timesteps, torch.zeros_like(LEVELS), EXACT.x_0_error, 1)
     assert (x_0_variance(gaussian.DIFFUSION, none) <= 1).all()
+
+
+def test_without_a_signal_the_variance_is_that_of_the_data() -> None:
+    """The best network tells their mean, 0, and its error is their variance."""
+    schedule = NoiseSchedule.linear(100).rescale_zero_terminal_snr()
+    d = GaussianDiffusion(schedule, "v_prediction", clip=None)
+
+    def best(x: Tensor, t: Tensor) -> Tensor:
+        a = schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        slope = (a * (1 - a)).sqrt() * (1 - gaussian.VARIANCE) / (a * gaussian.VARIANCE + 1 - a)
+        return (slope * x).float()
+
+    sampler = Sampler(best, d, "reference", shape=gaussian.SHAPE)
+    images = gaussian.VARIANCE**0.5 * torch.randn(
+        2000, *gaussian.SHAPE, generator=torch.Generator().manual_seed(2)
+    )
+    found = [sampler.measure(images, seed).at(schedule.timesteps) for seed in range(2)]
+    for measured in found:
+        # The mean of 96,000 squares: deviation 0.5 %.
+        last = float(x_0_variance(d, measured)[-1])
+        assert last == pytest.approx(gaussian.VARIANCE, rel=0.03)
+    assert found[0].epsilon_square[-1] != found[1].epsilon_square[-1]
+    assert sampler.sample(2, steps=5, spacing="trailing", variance=found[0]).isfinite().all()
 
 
 def test_the_file(tmp_path: Path) -> None:

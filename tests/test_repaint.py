@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
+from sampler_engines import FAST, running
 from torch import Tensor
+from unet_networks import network
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 from fastddpm.sampler.methods import ancestral
-from fastddpm.sampler.repaint import repaint, walk
+from fastddpm.sampler.repaint import repaint, walk, walk_length
 
 SHAPE = (3, 4, 4)
 SCHEDULE = NoiseSchedule.linear(20, 0.01, 0.3)
@@ -40,6 +42,7 @@ def test_the_walk_is_the_papers(T: int, j: int, r: int) -> None:
         assert levels[-1] == index + 1
         levels += [index, *range(index + 1, reached + 1)]
     assert levels == papers_levels(T, j, r)
+    assert walk_length(T, j, r) == len(walk(T, j, r))
     assert walk(T, j, 1) == [(k, k) for k in range(T - 1, -1, -1)]
 
 
@@ -93,6 +96,27 @@ def test_nothing_known_and_no_jump_is_the_chain() -> None:
     torch.testing.assert_close(found, sampler.sample(2, noise=noise), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["reference", *(e for e in FAST if e != "compile")])
+def test_what_is_not_known_may_be_nan(engine: str) -> None:
+    """And no call leaves anything to the next, not even one that fails."""
+    unet, known = network(), torch.arange(64).reshape(8, 8) < 30
+    images = torch.rand(2, 3, 8, 8) - 0.5
+    holes = torch.where(known, images, math.nan)
+    nothing = {"noise": lambda step, shape: torch.full(shape, math.nan)}
+    how = {"jump_length": 2, "resamplings": 2, "steps": 5}
+    with running(engine, unet, GaussianDiffusion(SCHEDULE)) as sampler:
+        clean = sampler.inpaint(images, known, **how)
+        assert torch.equal(sampler.inpaint(holes, known, **how), clean)
+        assert torch.equal(sampler.inpaint(images, known, **how), clean)
+        noise = {"noise": lambda step, shape: torch.ones(shape)}
+        before = sampler.inpaint(images, known, **noise, **how)
+        with pytest.raises(FloatingPointError):
+            sampler.inpaint(images, known, **nothing, **how)
+        assert torch.equal(sampler.inpaint(images, known, **noise, **how), before)
+        with pytest.raises(ValueError, match="finite where they are known"):
+            sampler.inpaint(holes, ~known, **how)
+
+
 CORRELATION = 0.9
 # Of small steps, as the method's own error falls with them.
 FINE = NoiseSchedule.linear(100, 0.001, 0.12)
@@ -130,6 +154,8 @@ def test_arguments_that_do_not_fit() -> None:
         sampler.inpaint(images, known, method="ddim")
     with pytest.raises(ValueError, match="jump_length must be at least 1"):
         sampler.inpaint(images, known, jump_length=0)
+    with pytest.raises(ValueError, match="at most 1000000 steps, got 10000000010: 20 with jump_le"):
+        sampler.inpaint(images, known, jump_length=10, resamplings=10**9)
     with pytest.raises(ValueError, match="bool, or 0 and 1"):
         sampler.inpaint(images, 0.5 * known)
     with pytest.raises(ValueError, match="must broadcast"):

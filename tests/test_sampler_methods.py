@@ -203,43 +203,6 @@ def test_weights_that_change_reach_every_chain() -> None:
                 torch.testing.assert_close(new, wanted, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "euler"}, "method is one of ancestral, ddim, dpm-solver"),
-        ({"eta": 0.5}, "eta is a number in .0, 1. for method 'ddim'"),
-        ({"method": "ddim", "eta": 1.5}, "eta is a number in"),
-        ({"method": "dpm-solver++", "variance": MEASURED}, "one of ancestral and ddim"),
-        ({"steps": 9}, "between 1 and T = 8"),
-        ({"steps": [3, 3]}, "expected different timesteps"),
-        ({"steps": [8]}, "expected different timesteps"),
-        ({"steps": "ddim7"}, "integer stride"),
-        ({"spacing": "quad"}, "give steps="),
-        ({"clip": -1.0}, "clip is a number above 0"),
-        ({"clip": "imagen"}, "clip is a number above 0"),
-        ({"guidance": 2.0}, "needs labels="),
-        ({"guidance": 2.0, "labels": 1}, "give null_label="),
-        ({"null_label": 2}, "for guidance="),
-        ({"network_at": "next"}, "for method 'ddim-inverse'"),
-        ({"method": "ddim-inverse", "network_at": "later"}, "one of next, current"),
-        ({"method": "ddim-inverse", "clip": 1.0}, "without a bound"),
-        ({"x_T": torch.zeros(3, *SHAPE)}, "x_T are 3, the samples asked for 2"),
-        ({"x_T": torch.zeros(2, 3, 4, 4)}, "a batch of the sample's shape"),
-        ({"on_x_0": lambda x: x[:1]}, "must return a tensor of the shape"),
-    ],
-)
-def test_arguments_that_do_not_fit(options: dict[str, Any], message: str) -> None:
-    sampler = Sampler(rowwise, DIFFUSION, "reference", shape=SHAPE)
-    with pytest.raises(ValueError, match=message):
-        sampler.sample(2, **options)
-
-
-def test_a_misspelt_option_is_an_error() -> None:
-    sampler = Sampler(rowwise, DIFFUSION, "reference", shape=SHAPE)
-    with pytest.raises(TypeError, match="'spaceing'"):
-        sampler.sample(2, steps=4, spaceing="quad")
-
-
 def test_what_a_hook_raises_comes_out_of_every_engine() -> None:
     class Seen(Exception):
         pass
@@ -288,6 +251,34 @@ def test_nothing_is_drawn_of_nothing() -> None:
         how |= {"null_label": 1} if "guidance" in how else {}
         assert sampler.sample(0, labels=labels, **how).shape == (0, *SHAPE)
         list(sampler.stream(0, labels=labels, **how))
+
+
+@pytest.mark.parametrize("engine", ["reference", *(e for e in FAST if e != "compile")])
+def test_the_callers_default_dtype_changes_nothing(engine: str) -> None:
+    unet, plain = network(num_class_embeds=10), network()
+    images, known = torch.rand(2, *SHAPE) - 0.5, torch.rand(8, 8) < 0.5
+
+    def runs() -> list[Tensor]:
+        with running(engine, unet, DIFFUSION) as sampler:
+            names = ("guided hook", "dpm-solver++", "analytic", "threshold", "inverse")
+            return [
+                *(sampler.sample(2, **{"labels": 3} | RECIPES[name]) for name in names),
+                sampler.inpaint(images, known, labels=3, guidance=2.0, steps=4),
+                measured(),
+            ]
+
+    def measured() -> Tensor:
+        with running(engine, plain, DIFFUSION) as sampler:
+            return sampler.measure(images).x_0_error
+
+    expected = runs()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = runs()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 @needs_library

@@ -141,7 +141,10 @@ def test_a_chain_is_told_in_any_way(steps: Any, spacing: str, expected: list[int
     assert chosen.dtype == torch.int64 and chosen.tolist() == expected
 
 
-@pytest.mark.parametrize("steps", [[], [1, 1], [100], [-1], [0.5]])
+LISTS = ([], [1, 1], [100], [-1], [0.5], [[1, 2]], [True], [None, 1], ["1"])
+
+
+@pytest.mark.parametrize("steps", [*LISTS, True, 5.0, torch.tensor(5), None])
 def test_lists_that_are_no_chain(steps: Any) -> None:
-    with pytest.raises(ValueError, match="expected different timesteps"):
+    with pytest.raises(ValueError, match="or a list of different timesteps"):
         timesteps.chosen(100, steps)

@@ -4,6 +4,7 @@
 
 λ² is the variance of q(x_{t-1} | x_t, x_0), c what the mean takes of x_0, and Var the mean variance
 of x_0 given x_t. It lies in [0, 1] for data in [-1, 1] (theorem 2), whatever the measurement says.
+At ᾱ = 0, where x_t and so E‖ε̂‖² tell nothing of it, it is E‖x̂_0 - x_0‖²/D.
 """
 
 from __future__ import annotations
@@ -45,5 +46,6 @@ def with_analytic_variance(
 def x_0_variance(diffusion: GaussianDiffusion, measured: Measured) -> Tensor:
     """Var above, float64 [T]."""
     alphas_cumprod = diffusion.schedule.alphas_cumprod
-    share = 1 - measured.at(diffusion.schedule.timesteps).epsilon_square
-    return torch.clamp((1 - alphas_cumprod) / alphas_cumprod * share, 0, 1)
+    found = measured.at(diffusion.schedule.timesteps)
+    of_epsilon = (1 - alphas_cumprod) / alphas_cumprod * (1 - found.epsilon_square)
+    return torch.where(alphas_cumprod > 0, of_epsilon, found.x_0_error).clamp(0, 1)

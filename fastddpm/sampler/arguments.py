@@ -38,6 +38,18 @@ def positive(name: str, value: Any) -> int:
     return number
 
 
+def number(name: str, value: Any) -> float:
+    """A number as a float."""
+    if is_number(value):
+        return float(value)
+    raise ValueError(f"{name} must be a number, got {_described(value)}")
+
+
+def is_number(value: Any) -> bool:
+    """Of Python's or numpy's real ones; neither "1", True nor a tensor is one."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def sample_shape(shape: Any) -> tuple[int, ...]:
     """The shape of a sample, (C, *spatial)."""
     if isinstance(shape, str) or not isinstance(shape, Iterable):
@@ -126,7 +138,7 @@ def guidance(
         null_label = classes - 1
     label = integer("null_label", null_label)
     _check_classes([label], classes)
-    scale = float(guidance)
+    scale = number("guidance", guidance)
     if not math.isfinite(scale):
         raise ValueError(f"guidance must be finite, got {guidance}")
     return label, scale

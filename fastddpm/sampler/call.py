@@ -57,7 +57,8 @@ class PlainCallStep:
         # Its own memory, also where t is a caller's float32.
         self._t = t.float().contiguous().clone()
         self._embedding = network.embedded(t, labels).expand(len(x), -1).clone()
-        self.output = torch.zeros((len(x), network.out_channels, *x.shape[2:]), device=x.device)
+        of_output = (len(x), network.out_channels, *x.shape[2:])
+        self.output = torch.zeros(of_output, dtype=torch.float32, device=x.device)
 
     def load(self, t: Tensor, labels: Tensor | None) -> None:
         self._t.copy_(t)

@@ -18,7 +18,8 @@ from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 
-# x_0 [B, C, H, W] -> x_0, a tensor like it; or x_0 itself, written in place
+# x_0 [B, C, H, W] -> x_0, a tensor like it; or x_0 itself, written in place. Each row by itself:
+# see ``Options.on_x_0`` for what B is.
 Edit = Callable[[Tensor], Tensor]
 
 

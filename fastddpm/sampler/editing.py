@@ -48,7 +48,9 @@ class Editing:
         Returns float32 [B, C, H, W], for ``sample(x_T=..., method="ddim")`` with the same steps.
         """
         x = self._runs.images("images", images)
-        options["method"] = "ddim-inverse"
+        method = options.setdefault("method", "ddim-inverse")
+        if method != "ddim-inverse":
+            raise ValueError(f"invert runs method 'ddim-inverse', not {method!r}")
         recipe = Recipe.of(self._runs.diffusion, options)
         call = self._runs.call(recipe, options, torch.arange(len(x)), 0, None, labels)
         begin = self._runs.begin_at(call, x)
@@ -106,7 +108,7 @@ class Editing:
         """The images with what is not known of them drawn anew (RePaint; see repaint.py).
 
         images: float [B, C, H, W] in [-1, 1]. known: bool, or 0 and 1, of a shape that broadcasts
-        to that; what is not known may hold anything finite. jump_length, resamplings: j and r of
+        to that; what is not known may hold anything, NaN too. jump_length, resamplings: j and r of
         the paper, whose 250 ``steps`` they belong to; resamplings=1 never goes back. The network is
         called about resamplings times as often as the chain has steps. ``noise`` is called with as
         many steps. The method is "ancestral", with a fixed variance. Other arguments and errors as
@@ -121,6 +123,8 @@ class Editing:
             raise ValueError("inpaint walks the ancestral chain, with the diffusion's own variance")
         call = self._runs.call(replace(own, jumps=jumps), options, chosen, seed, noise, labels)
         mask = arguments.mask("known", known, x_0)
+        if not (x_0.isfinite() | ~mask).all():
+            raise ValueError("images must be finite where they are known")
         conditions = replace(call.conditions, images=x_0, mask=mask)
         call = replace(call, conditions=conditions)
         begin = self._runs.begin_at(call, None)

@@ -26,7 +26,8 @@ class Guidance:
         self.scale = torch.ones(1, dtype=torch.float32, device=device)
         self._channels = shape[1]
         outputs = shape[1] * (2 if learns_variance else 1)
-        self._buffer = torch.zeros((shape[0], outputs, *shape[2:]), device=device)
+        of_outputs = (shape[0], outputs, *shape[2:])
+        self._buffer = torch.zeros(of_outputs, dtype=torch.float32, device=device)
 
     def __call__(self, output: Tensor) -> Tensor:
         """Of the network's output [2B, C, H, W], or [2B, 2C, H, W]: a variance is the class's."""

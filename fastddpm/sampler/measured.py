@@ -23,6 +23,9 @@ from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.noise import Purpose
 from fastddpm.sampler.call import NetworkCall
 
+# Images that run at once where nobody says how many.
+AT_ONCE = 64
+
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -85,23 +88,45 @@ def measure(
     seed: int,
     labels: Tensor | None,
     progress: Callable[[int, int], None] | None,
+    batch_size: int = AT_ONCE,
 ) -> Measured:
     """images: float32 [N, C, H, W], N >= 1, each noised once for every timestep, under FORWARD with
-    its number for a sample index. labels: [N, ...] or None. progress: (timesteps done, T)."""
+    its number for a sample index. labels: [N, ...] or None. progress: (timesteps done, T).
+    batch_size: the most images to run at once."""
     if not len(images):
         raise ValueError("images must hold at least one image")
-    T = diffusion.num_steps
-    indices = torch.arange(len(images), device=images.device)
+    T, count = diffusion.num_steps, len(images)
     squares, errors = torch.zeros(2, T, dtype=torch.float64).unbind()
-    for i, timestep in enumerate(diffusion.schedule.timesteps.tolist()):
-        t = torch.full((len(images),), i, dtype=torch.int64, device=images.device)
-        z = ops.normal(seed, indices, timestep, tuple(images.shape[1:]), Purpose.FORWARD)
-        x_t = diffusion.q_sample(images, t, z)
-        output = network(x_t, diffusion.model_timesteps(t), labels)
-        epsilon = diffusion.score(output, x_t, t) * diffusion.coefficients.at("noise", t, x_t)
-        x_0 = diffusion.p_mean_variance(output, x_t, t).x_0
-        squares[i] = (epsilon.double() ** 2).mean().cpu()
-        errors[i] = ((x_0 - images).double() ** 2).mean().cpu()
+    for i in range(T):
+        parts = [
+            _squares(network, diffusion, images, i, seed, labels, slice(k, k + batch_size))
+            for k in range(0, count, batch_size)
+        ]
+        squares[i], errors[i] = (torch.cat(sums).mean() for sums in zip(*parts, strict=True))
         if progress is not None:
             progress(i + 1, T)
-    return Measured(diffusion.schedule.timesteps, squares, errors, len(images))
+    return Measured(diffusion.schedule.timesteps, squares, errors, count)
+
+
+def _squares(
+    network: NetworkCall,
+    diffusion: GaussianDiffusion,
+    images: Tensor,
+    i: int,
+    seed: int,
+    labels: Tensor | None,
+    batch: slice,
+) -> tuple[Tensor, Tensor]:
+    """‖ε̂‖²/D and ‖x̂_0 - x_0‖²/D of each image of a batch at step i, float64 [b]."""
+    x_0, device = images[batch], images.device
+    t = torch.full((len(x_0),), i, dtype=torch.int64, device=device)
+    indices = batch.start + torch.arange(len(x_0), device=device)
+    timestep = int(diffusion.schedule.timesteps[i])
+    z = ops.normal(seed, indices, timestep, tuple(images.shape[1:]), Purpose.FORWARD)
+    x_t = diffusion.q_sample(x_0, t, z)
+    rows = None if labels is None else labels[batch]
+    output = network(x_t, diffusion.model_timesteps(t), rows)
+    epsilon = diffusion.score(output, x_t, t) * diffusion.coefficients.at("noise", t, x_t)
+    error = diffusion.p_mean_variance(output, x_t, t).x_0 - x_0
+    square, error = ((v.double() ** 2).flatten(1).mean(1).cpu() for v in (epsilon, error))
+    return square, error

@@ -99,15 +99,15 @@ def inverse(diffusion: GaussianDiffusion, clip: float | None, network_at: str) -
         undoes one of ``ddim``'s and x_0 counts as ᾱ' = 1 (diffusers); "current" leads from ᾱ to the
         one before with ᾱ's own, so x_0 counts as x at the first timestep, and the last step
         leads to ᾱ = 0 (OpenAI's ddim_reverse_sample).
-    Raises ValueError with "next" for a clip, or a prediction that does not give
-    ε̂ at a level which is not its timestep's.
+    Undoing a step leaves x_0 as it is: "next" takes no clip. Raises ValueError with it for a
+    prediction that does not give ε̂ at a level which is not its timestep's.
     """
     schedule = diffusion.schedule
     if network_at == "current":
         after = torch.cat([schedule.alphas_cumprod[1:], schedule.betas.new_zeros(1)])
         rows = affine_rows(diffusion.step_table(), *_against(schedule.alphas_cumprod, after))
     else:
-        rows = _undoing(diffusion, clip)
+        rows = _undoing(diffusion)
     upright = _method(diffusion, rows, clip, stochastic=False)
     return replace(
         upright,
@@ -180,10 +180,8 @@ def _log_snr_steps(diffusion: GaussianDiffusion) -> Tensor:
     return half_log_snr[:-1] - half_log_snr[1:]
 
 
-def _undoing(diffusion: GaussianDiffusion, clip: float | None) -> Tensor:
+def _undoing(diffusion: GaussianDiffusion) -> Tensor:
     """Rows from ᾱ' to ᾱ with the output for ᾱ."""
-    if clip is not None:
-        raise ValueError(f"a step is undone without a bound of x_0: expected clip=None, got {clip}")
     if diffusion.prediction not in ("epsilon", "v_prediction"):
         raise ValueError(
             "network_at='next' needs a network that predicts epsilon or v, this one predicts "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from fastddpm import timesteps
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.sampler import methods, repaint
 from fastddpm.sampler.analytic import with_analytic_variance
+from fastddpm.sampler.arguments import is_number, number
 from fastddpm.sampler.edited import Edit, rows_for_edits
 from fastddpm.sampler.measured import Measured
 from fastddpm.sampler.methods import METHODS, NETWORK_AT, Method
@@ -40,8 +42,12 @@ class Options(TypedDict, total=False):
               row a sample.
     null_label: the class that stands for none; by default the network's last one.
     on_x_0:   a function of torch, x_0 [B, C, H, W] -> x_0, applied to every step's estimate after
-              its bound; the step goes on from what it returns. It is captured with the step:
-              what changes from call to call it reads from tensors that it holds.
+              its bound; the step goes on from what it returns. It must treat each row by itself:
+              B rows are one batch of those that ``batch_size`` or engine "cpu" make, not the n
+              images. With guidance each image is there twice, first all rows of the classes, then
+              the same again for the null class. Where an engine captures, a shorter last batch is
+              filled up with rows that are dropped. It is captured with the step: what changes from
+              call to call it reads from tensors that it holds.
     network_at: of "ddim-inverse": at which of a step's two timesteps the network is called, "next"
               (the default) or "current"; see methods.py.
     """
@@ -82,24 +88,25 @@ class Recipe:
         unknown = set(options) - set(Options.__annotations__)
         if unknown:
             raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
-        method, eta = options.get("method", "ancestral"), options.get("eta", 0.0)
+        method = options.get("method", "ancestral")
         if method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
-        if not 0 <= eta <= 1 or (eta and method != "ddim"):
-            raise ValueError(f"eta is a number in [0, 1] for method 'ddim', got {eta} for {method}")
-        measured = options.get("variance")
-        if measured is not None and method not in ("ancestral", "ddim"):
-            raise ValueError(f"the analytic variance is one of ancestral and ddim, not {method}")
-        return cls(
+        recipe = cls(
             method,
             _positions(diffusion, options),
-            float(eta),
-            measured,
+            _eta(method, options),
+            _measured(method, options),
             _bound(options),
-            options.get("on_x_0"),
+            _function(options),
             options.get("guidance") is not None,
             network_at=_network_at(method, options),
         )
+        if method == "ddim-inverse" and recipe.network_at == "next" and recipe._bounds_or_edits:
+            raise ValueError(
+                "a step is undone without a bound of x_0 or a function of it: expected clip=None "
+                "and no on_x_0=, or network_at='current'"
+            )
+        return recipe
 
     def diffusion(self, whole: GaussianDiffusion) -> GaussianDiffusion:
         """The diffusion over the timesteps that are kept."""
@@ -112,6 +119,11 @@ class Recipe:
         """What x_0 goes through, in order."""
         bound = (self.bound,) if isinstance(self.bound, Threshold) else ()
         return (*bound, *(() if self.on_x_0 is None else (self.on_x_0,)))
+
+    @property
+    def _bounds_or_edits(self) -> bool:
+        """Whether the caller wants x_0 other than the step has it."""
+        return self.bound not in ("own", None) or self.on_x_0 is not None
 
     def steps(self, diffusion: GaussianDiffusion) -> tuple[Method, Tensor | None]:
         """The table of steps of the diffusion over its timesteps, and what is known at each of
@@ -157,6 +169,30 @@ def _positions(diffusion: GaussianDiffusion, options: Options) -> tuple[int, ...
     return tuple(kept.tolist()) if len(kept) < diffusion.num_steps else None
 
 
+def _eta(method: str, options: Options) -> float:
+    eta = number("eta", options.get("eta", 0.0))
+    if not 0 <= eta <= 1 or (eta and method != "ddim"):
+        raise ValueError(f"eta is a number in [0, 1] for method 'ddim', got {eta} for {method}")
+    return eta
+
+
+def _measured(method: str, options: Options) -> Measured | None:
+    measured = options.get("variance")
+    if measured is not None and not isinstance(measured, Measured):
+        raise ValueError(f"variance is what Sampler.measure returned, got {reprlib.repr(measured)}")
+    if measured is not None and method not in ("ancestral", "ddim"):
+        raise ValueError(f"the analytic variance is one of ancestral and ddim, not {method}")
+    return measured
+
+
+def _function(options: Options) -> Edit | None:
+    edit = options.get("on_x_0")
+    # Chains are kept by what they are made of, so all of that has a hash.
+    if edit is not None and not (callable(edit) and isinstance(edit, Hashable)):
+        raise ValueError(f"on_x_0 is a hashable function of x_0, got {reprlib.repr(edit)}")
+    return edit
+
+
 def _network_at(method: str, options: Options) -> str:
     chosen = options.get("network_at", "next")
     if "network_at" in options and method != "ddim-inverse":
@@ -169,9 +205,11 @@ def _network_at(method: str, options: Options) -> str:
 def _bound(options: Options) -> float | Threshold | Literal["own"] | None:
     if "clip" not in options:
         return "own"
-    clip = options["clip"]
-    if clip == "dynamic":
+    clip: Any = options["clip"]
+    if clip is None or isinstance(clip, Threshold):
+        return clip
+    if isinstance(clip, str) and clip == "dynamic":
         return DYNAMIC
-    if isinstance(clip, str) or (isinstance(clip, int | float) and not clip > 0):
-        raise ValueError(f"clip is a number above 0, None, 'dynamic' or a Threshold; got {clip!r}")
-    return clip
+    if is_number(clip) and clip > 0:
+        return float(clip)
+    raise ValueError(f"clip is a number above 0, None, 'dynamic' or a Threshold; got {clip!r}")

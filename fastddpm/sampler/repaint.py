@@ -23,6 +23,9 @@ from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 from fastddpm.sampler.methods import Method, affine_rows, ancestral
 
+# Steps of a walk, each of them a row of the table; the noise counter has words for 2^24.
+MOST_STEPS = 1_000_000
+
 
 def repaint(
     diffusion: GaussianDiffusion, clip: float | None, jump_length: int, resamplings: int
@@ -33,12 +36,18 @@ def repaint(
     so often that each stretch is walked ``resamplings`` times. A network that learns its variance
     is taken at β̃: the jump's share of the noise is not in what it gives.
 
-    Raises ValueError for numbers below 1.
+    Raises ValueError for numbers below 1, and a walk of more than MOST_STEPS.
     """
     if jump_length < 1 or resamplings < 1:
         raise ValueError(
             "expected jump_length and resamplings of at least 1, got "
             f"{jump_length} and {resamplings}"
+        )
+    length = walk_length(diffusion.num_steps, jump_length, resamplings)
+    if length > MOST_STEPS:
+        raise ValueError(
+            f"expected a walk of at most {MOST_STEPS} steps, got {length}: {diffusion.num_steps} "
+            f"with jump_length {jump_length} and resamplings {resamplings}"
         )
     own = diffusion.coefficients["sigma"]
     fixed_sigma = diffusion.schedule.posterior_variance.sqrt() if diffusion.learns_variance else own
@@ -69,7 +78,7 @@ def repaint(
 def walk(num_steps: int, jump_length: int, resamplings: int) -> list[tuple[int, int]]:
     """Of each step of the chain in order: its index t - 1, and the level that is reached after it
     and its jump, if there is one."""
-    jumps = dict.fromkeys(range(0, num_steps - jump_length, jump_length), resamplings - 1)
+    jumps = dict.fromkeys(_landings(num_steps, jump_length), resamplings - 1)
     steps = []
     level = num_steps
     while level > 0:
@@ -80,6 +89,12 @@ def walk(num_steps: int, jump_length: int, resamplings: int) -> list[tuple[int, 
             level = index + jump_length
         steps.append((index, level))
     return steps
+
+
+def walk_length(num_steps: int, jump_length: int, resamplings: int) -> int:
+    """Steps of ``walk``: a jump of j has j more of them after it."""
+    jumps = len(_landings(num_steps, jump_length)) * (resamplings - 1)
+    return num_steps + jumps * jump_length
 
 
 class Known:
@@ -97,7 +112,10 @@ class Known:
 
     def load(self, images: Tensor, mask: Tensor) -> None:
         """The present call's x_0, and bool, where it is known; of the shape."""
-        self._images.copy_(images)
+        # What is not known takes part in no image, but a NaN of it in the step would stay: the step
+        # is one in place, and 0 NaN is no 0. So would one of an earlier call.
+        self._images.copy_(torch.where(mask, images, 0))
+        self._noisy.zero_()
         self._mask.copy_(mask)
 
     def keep(self, x: Tensor, noise: Tensor | ops.Draw, i: Tensor) -> None:
@@ -110,6 +128,11 @@ class Known:
             backend=self._backend,
         )
         ops.host_call_(_put, x, self._noisy, self._mask)
+
+
+def _landings(num_steps: int, jump_length: int) -> range:
+    """The levels that jumps lead back from."""
+    return range(0, num_steps - jump_length, jump_length)
 
 
 def _put(x: Tensor, known: Tensor, mask: Tensor) -> None:

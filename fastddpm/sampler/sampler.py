@@ -23,7 +23,7 @@ from fastddpm.sampler.arguments import Array, Indices, Labels, integer, positive
 from fastddpm.sampler.conditions import Conditions
 from fastddpm.sampler.editing import Editing
 from fastddpm.sampler.explain import explain
-from fastddpm.sampler.measured import Measured, measure
+from fastddpm.sampler.measured import AT_ONCE, Measured, measure
 from fastddpm.sampler.model import Model, device_of, sample_shape, unwrapped
 from fastddpm.sampler.noise_source import CallerNoise, NoiseSource
 from fastddpm.sampler.recipe import OWN, Options, Recipe
@@ -294,10 +294,12 @@ class Sampler(Editing):
         progress: Progress | None = None,
     ) -> Measured:
         """What the model does on data, at every timestep: for the analytic variance and the best
-        timesteps. images: float [B, C, H, W] in [-1, 1]; a thousand are plenty. See measured.py."""
+        timesteps. images: float [B, C, H, W] in [-1, 1]; a thousand are plenty. The sampler's
+        ``batch_size`` of them run at once, 64 by default. See measured.py."""
         x_0 = self._runs.images("images", images)
         rows = self._runs.labels(labels, len(x_0))
-        return measure(self._runs.network(), self.diffusion, x_0, seed, rows, progress)
+        given = (self.diffusion, x_0, seed, rows, progress, self.batch_size or AT_ONCE)
+        return measure(self._runs.network(), *given)
 
     def explain(self) -> str:
         """Which engine and kernels run, and why not the others, one line each."""
