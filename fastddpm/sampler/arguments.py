@@ -133,6 +133,8 @@ def guidance(
     config = getattr(model, "config", None)
     classes = getattr(config, "num_class_embeds", None)
     if null_label is None:
+        if classes is None and config is not None:
+            raise ValueError("guidance= needs a network of classes; this one takes no labels")
         if classes is None:
             raise ValueError("the model has no config that tells its classes: give null_label=")
         null_label = classes - 1

@@ -76,6 +76,9 @@ class Editing:
         for as in ``sample``, first for the images'. Other arguments and errors as in ``sample``.
         """
         x_0, t = self._runs.images("images", images), integer("t", t)
+        last = self._runs.diffusion.num_steps - 1
+        if not 0 <= t <= last:
+            raise ValueError(f"t is a step of the whole chain, 0 to {last}; got {t}")
         chosen = chosen_samples(None if indices is not None else len(x_0), indices, noise)
         recipe = Recipe.of(self._runs.diffusion, options)
         call = self._runs.call(recipe, options, chosen, seed, noise, labels)
