@@ -6,6 +6,7 @@ import random
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from fastddpm.checkpoint.pickles import read_pickle
 from fastddpm.checkpoint.sharing import MOST_COPIED, MOST_NESTED
 
 _GROW = b"q\x02h\x02\x86"
+_SAME_HASH = b"".join(
+    b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1100)
+)
 
 
 def read_program(folder: Path, program: bytes) -> object:
@@ -34,7 +38,7 @@ def test_what_training_shares(zipped: bool, tmp_path: Path) -> None:
     adam.step()
     state = network.state_dict()
     betas, groups = (0.9, 0.99), [[1, {"a": (1, (2, 3))}]] * 30
-    value = {
+    value: dict[str, Any] = {
         "model": state,
         "ema": state,
         "averages": [state, OrderedDict(state)],
@@ -65,11 +69,12 @@ def test_what_training_shares(zipped: bool, tmp_path: Path) -> None:
             b"](" + b"K\x01" * 2000 + b"eq\1ctorch\nSize\nq\2](" + b"h\2h\1\x85R" * 600 + b"e\x86.",
             f"more than {MOST_COPIED} values again",
         ),
+        (b"}(" + _SAME_HASH + b"u.", f"more than {MOST_COPIED} values again"),
         (b"]q\0]q\1h\0h\1ah\1h\0a.", "changes a value that it has used"),
         (b"K\x01K\x02a.", "changes a value that it has used"),
         (b"]2.", "no torch file has the instruction DUP"),
     ],
-    ids=["nested pairs", "deep", "copies", "a cycle", "a number", "DUP"],
+    ids=["nested pairs", "deep", "copies", "keys of one hash", "a cycle", "a number", "DUP"],
 )
 def test_what_stands_for_more(program: bytes, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):

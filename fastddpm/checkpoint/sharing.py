@@ -27,6 +27,9 @@ class _Value:
 
 
 _SCALAR = _Value(complete=True)
+# Multiples of 2^61 - 1 have one hash, so that as keys each is compared with all before it. A seed
+# or a magic number may be so large; a thousand keys may not.
+_LONG = _Value(MOST_COPIED // 1000)
 _SCALARS = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
 _SCALARS |= {"GLOBAL", "EMPTY_TUPLE"}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -46,6 +49,8 @@ class Sharing:
         stack = self._stack
         if name in _SCALARS:
             stack.append(_SCALAR)
+            if isinstance(argument, int) and abs(argument) >= 2**64:
+                self._copy(_LONG)
         elif name in ("BINUNICODE", "SHORT_BINSTRING"):
             assert isinstance(argument, (str, bytes))
             stack.append(_Value(1 + len(argument) // 64, complete=True))
