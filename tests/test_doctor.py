@@ -250,7 +250,8 @@ def test_chains_of_the_program_have_all_its_instructions() -> None:
         sampler = Sampler(*engines._model(model, 2), "cpu")
         sampler.sample(1)
         kinds |= {word.strip("(,;)") for word in sampler.explain().split()}
-    assert {op.name.capitalize() for op in program_abi.Op} <= kinds
+    # A call is of torch's functions, none of ours.
+    assert {op.name.capitalize() for op in program_abi.Op} - {"Call"} <= kinds
 
 
 def test_splitting_of_networks_passes_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:

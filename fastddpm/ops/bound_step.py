@@ -10,7 +10,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fastddpm.ops.ancestral_step import VARIANCE_CODES
 from fastddpm.ops.backends import kernels_of
@@ -40,7 +39,9 @@ def plain(*tensors: Tensor) -> bool:
         )
         and not torch.compiler.is_compiling()
         and not transformed()
-        and not is_in_torch_dispatch_mode()
+        # Of this thread: torch's own is_in_torch_dispatch_mode is one flag for all, which threads
+        # that leave their modes in another order leave behind.
+        and torch._C._len_torch_dispatch_stack() == 0
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
 
