@@ -160,5 +160,5 @@ def test_arguments_that_do_not_fit() -> None:
         sampler.inpaint(images, 0.5 * known)
     with pytest.raises(ValueError, match="must broadcast"):
         sampler.inpaint(images, torch.ones(3, 3))
-    with pytest.raises(ValueError, match="visits 0 to 19; got 20"):
+    with pytest.raises(ValueError, match="0 to 19; got 20"):
         sampler.img2img(images, 20)
