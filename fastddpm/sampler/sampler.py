@@ -27,7 +27,7 @@ from fastddpm.sampler.measured import AT_ONCE, Measured, measure
 from fastddpm.sampler.model import Model, device_of, sample_shape, unwrapped
 from fastddpm.sampler.noise_source import CallerNoise, NoiseSource
 from fastddpm.sampler.recipe import OWN, Options, Recipe
-from fastddpm.sampler.runs import Call, Progress, Runs, chosen_samples, counted
+from fastddpm.sampler.runs import Call, Progress, Runs, Start, chosen_samples, counted
 from fastddpm.sampler.unet_network import unfit_for_programs
 
 if TYPE_CHECKING:
@@ -188,14 +188,7 @@ class Sampler(Editing):
             ValueError: arguments that do not fit together.
             FloatingPointError: NaN or Inf in the chain; names the timestep.
         """
-        given = None if x_T is None else self._runs.images("x_T", x_T)
-        if given is not None and n is None and indices is None:
-            n = len(given)
-        recipe = Recipe.of(self._runs.diffusion, options)
-        call = self._runs.call(
-            recipe, options, chosen_samples(n, indices, noise), seed, noise, labels
-        )
-        begin = self._runs.begin_at(call, given)
+        call, begin = self._begun(n, seed, indices, noise, labels, x_T, options)
         return self._runs.decode(call, begin, call.chain.num_steps - 1, batch_size, progress)
 
     def stream(
@@ -217,16 +210,29 @@ class Sampler(Editing):
         errors as in ``sample``; the arguments are checked at once, the chain runs as it is read.
         """
         every = positive("every", every)
+        call, begin = self._begun(n, seed, indices, noise, labels, x_T, options)
+        source = self._runs.source(call, call.chosen)
+        x = begin(source, slice(None))
+        return self._stream(call, x, source, every)
+
+    def _begun(
+        self,
+        n: int | None,
+        seed: int,
+        indices: Indices | None,
+        noise: CallerNoise | None,
+        labels: Labels | None,
+        x_T: Tensor | Array | None,
+        options: Options,
+    ) -> tuple[Call, Start]:
+        """The call that arguments of ``sample`` and ``stream`` ask for, and where it begins."""
         given = None if x_T is None else self._runs.images("x_T", x_T)
         if given is not None and n is None and indices is None:
             n = len(given)
         recipe = Recipe.of(self._runs.diffusion, options)
-        call = self._runs.call(
-            recipe, options, chosen_samples(n, indices, noise), seed, noise, labels
-        )
-        source = self._runs.source(call, call.chosen)
-        x = self._runs.begin_at(call, given)(source, slice(None))
-        return self._stream(call, x, source, every)
+        chosen = chosen_samples(n, indices, noise)
+        call = self._runs.call(recipe, options, chosen, seed, noise, labels)
+        return call, self._runs.begin_at(call, given)
 
     def _stream(self, call: Call, x: Tensor, source: NoiseSource, every: int) -> Iterator[Step]:
         chain = call.chain
