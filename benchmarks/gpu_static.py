@@ -2,7 +2,8 @@
 
 For every call of tests/ptx/calls.py and sm_80, sm_90, sm_100: registers, stack, spills, shared
 memory, width of the bulk loads and stores, special-function and machine instructions an element,
-and the bytes moved as a multiple of the least (each input read once, each output written once).
+and the bytes moved, as a multiple of the least: of a kernel's tensors each once, and of the call's,
+which a call of two kernels reads twice.
 
 Run: python -m benchmarks.gpu_static [--only TEXT]
 Prints a table; writes benchmarks/results/gpu_static.json unless --only chooses some of the calls.
@@ -38,23 +39,28 @@ COLUMNS = {
     "store_bits": "store",
     "special": "MUFU/el.",
     "instructions": "instr./el.",
-    "ratio": "bytes ÷ least",
+    "own_ratio": "bytes ÷ kernel's least",
+    "ratio": "call's bytes ÷ least",
 }
 
 
 def measure(call: Call) -> list[dict[str, Any]]:
-    """A row for each kernel and sm; ``ratio`` is that of the whole call."""
+    """A row for each kernel and sm; ``ratio`` is that of the whole call, ``own_ratio`` of the
+    kernel."""
     launches, work = call.launches()
     compile_all(launches)
     rows = []
     for sm in SMS:
         kernels = figures(launches, sm, work.elements, call.in_place)
         moved = sum(kernel.bytes_moved for kernel in kernels)
-        rows += [_row(call, kernel, moved / work.least_bytes) for kernel in kernels]
+        ratio = moved / work.least_bytes
+        for kernel in kernels:
+            own = ratio if len(kernels) == 1 else kernel.bytes_moved / kernel.least_bytes
+            rows.append(_row(call, kernel, own, ratio))
     return rows
 
 
-def _row(call: Call, kernel: Figures, ratio: float) -> dict[str, Any]:
+def _row(call: Call, kernel: Figures, own_ratio: float, ratio: float) -> dict[str, Any]:
     names = ("kernel", "sm", "warps", "registers", "stack", "spills", "shared", "bytes_moved")
     return {
         "call": call.name,
@@ -63,6 +69,7 @@ def _row(call: Call, kernel: Figures, ratio: float) -> dict[str, Any]:
         "store_bits": list(kernel.store_bits),
         "special": round(kernel.special, 2),
         "instructions": round(kernel.instructions, 1),
+        "own_ratio": round(own_ratio, 3),
         "ratio": round(ratio, 3),
     }
 

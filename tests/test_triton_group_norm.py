@@ -22,6 +22,7 @@ from fastddpm.kernels.group_norm_silu.tiling import (
     MOST_WARPS,
     one_pass_tile,
     split_tile,
+    without_padding,
 )
 
 pytestmark = [
@@ -258,6 +259,22 @@ class TestTiling:
         tile = one_pass_tile(size * size, channels, 32, 2)
         tile = tile or split_tile(size * size, channels, 32, 2)[0]
         assert (tile.block, tile.channels) == (48, 64)
-        # 1024 positions of 48 channels would be more than 16 warps can hold.
-        widest = one_pass_tile(1024, channels, 32, 2)
-        assert widest is not None and widest.block == 24
+        # 1024 positions of 48 channels would be more than 16 warps can hold: read twice.
+        assert one_pass_tile(1024, channels, 32, 2) is None
+        assert one_pass_tile(1024, channels, 32, 4) is not None
+
+    def test_a_kernel_that_sums_nothing_cuts_groups_and_idles_no_lane(self) -> None:
+        for channels, groups in (*WIDTHS, (192, 32), (768, 32), (960, 32), (24, 8), (40, 8)):
+            size = channels // groups
+            for positions, itemsize in itertools.product((1024, 4096, 65536), (2, 4)):
+                tile, _, _ = split_tile(positions, channels, groups, itemsize)
+                dense = without_padding(tile, channels, size, itemsize)
+                assert channels % dense.block == 0
+                assert dense == tile or dense.block == dense.channels >= 32 // itemsize
+                assert dense.positions * dense.channels <= dense.warps * 32 * 64
+                for first in range(0, channels, dense.block):
+                    touched = (first + dense.block - 1) // size - first // size + 1
+                    assert touched <= dense.groups
+        tile, _, _ = split_tile(1024, 384, 32, 2)
+        dense = without_padding(tile, 384, 12, 2)
+        assert (tile.block, dense.block, dense.groups) == (48, 64, 8)

@@ -99,6 +99,8 @@ CASES = (
     Case("split_wide", (1, 128, 32, 32), 2, "shared"),
     Case("split_tail", (1, 24, 37, 31), 8, "each", joined=24, film=True),
     Case("split_dropped", (1, 32, 40, 36), 4, "shared", True, joined=16, keep_total=False),
+    # The second pass cuts groups of twelve, so that 32 channels fill its lanes.
+    Case("split_cut", (2, 64, 36, 36), 8, "each", joined=32),
     # Not for the kernels.
     Case("one_dimensional", (2, 16, 33), 4, "each"),
     Case("three_dimensional", (1, 8, 3, 4, 5), 2),

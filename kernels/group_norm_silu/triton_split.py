@@ -17,7 +17,12 @@ import triton
 import triton.language as tl
 
 from fastddpm.kernels.common.launch import Launch
-from fastddpm.kernels.group_norm_silu.tiling import launch_over, power_of_two, split_tile
+from fastddpm.kernels.group_norm_silu.tiling import (
+    launch_over,
+    power_of_two,
+    split_tile,
+    without_padding,
+)
 from fastddpm.kernels.group_norm_silu.triton_tile import (
     activate,
     block_of,
@@ -79,7 +84,7 @@ def group_norm_silu_statistics(
         # The last chunk may have tiles without a position: they change nothing.
         here = tl.minimum(tl.maximum(POSITIONS - start, 0), TILE_P).to(tl.float32)
         tile_mean = sum_groups(h, GROUP, TILE_G, FOLD) / (tl.maximum(here, 1.0) * GROUP)
-        h -= spread_groups(tile_mean, GROUP, TILE_C)[None, :]
+        h -= spread_groups(tile_mean, 0, GROUP, TILE_C)[None, :]
         if PADDED:
             h = tl.where(mask, h, 0.0)
         share = here / (seen + here)
@@ -133,7 +138,7 @@ def group_norm_silu_apply(
     )
     group_mean, m2 = merge_chunks(
         *(partial_mean, partial_m2, sample, first),
-        *(POSITIONS, CHANNELS, GROUP, BLOCK, TILE_P * TILES, TILE_G, CHUNKS, TILE_K),
+        *(POSITIONS, CHANNELS, GROUP, TILE_P * TILES, TILE_G, CHUNKS, TILE_K),
     )
     group_rstd = tl.rsqrt(m2 / (POSITIONS * GROUP) + eps)
     if chunk == 0:
@@ -142,8 +147,9 @@ def group_norm_silu_apply(
     factor, offset = load_affine(
         *(weight, bias, scale, shift, sample, channels, held, scale_stride, shift_stride, EXACT)
     )
-    factor *= spread_groups(group_rstd, GROUP, TILE_C)
-    offset -= spread_groups(group_mean, GROUP, TILE_C) * factor
+    begin = first % GROUP
+    factor *= spread_groups(group_rstd, begin, GROUP, TILE_C)
+    offset -= spread_groups(group_mean, begin, GROUP, TILE_C) * factor
     if row is not None:
         offset += (
             load_row(row, sample, channels, held, row_stride, OWN, CHANNELS - OWN, EXACT) * factor
@@ -169,16 +175,16 @@ def merge_chunks(
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
     CHUNK_P: tl.constexpr,
     TILE_G: tl.constexpr,
     CHUNKS: tl.constexpr,
     TILE_K: tl.constexpr,
 ):
-    """(mean, M2) [TILE_G] of the program's groups over all chunks."""
-    group, k = tl.arange(0, TILE_G)[None, :], tl.arange(0, TILE_K)[:, None]
-    at = (sample * CHUNKS + k) * (CHANNELS // GROUP) + first // GROUP + group
-    known = (k < CHUNKS) & (group < BLOCK // GROUP)
+    """(mean, M2) [TILE_G] over all chunks, of the first channel's group and those after it."""
+    GROUPS: tl.constexpr = CHANNELS // GROUP
+    group, k = first // GROUP + tl.arange(0, TILE_G)[None, :], tl.arange(0, TILE_K)[:, None]
+    at = (sample * CHUNKS + k) * GROUPS + group
+    known = (k < CHUNKS) & (group < GROUPS)
     means, m2 = tl.load(partial_mean + at, known, 0.0), tl.load(partial_m2 + at, known, 0.0)
     count = tl.minimum(tl.maximum(POSITIONS - k * CHUNK_P, 0), CHUNK_P).to(tl.float32)
     merged = tl.sum(product(means, count / POSITIONS), axis=0)
@@ -196,14 +202,13 @@ def launches(arguments: dict[str, Any], constants: dict[str, Any]) -> list[Launc
     constants |= {"TILES": tiles, "CHUNKS": chunks, "TILE_K": power_of_two(chunks)}
     for name in ("partial_mean", "partial_m2"):
         arguments[name] = mean.new_empty((batch, chunks, num_groups))
-    call = (batch * chunks, tile)
+    call = (batch * chunks, tile, arguments, constants)
     writes = ("total", "partial_mean", "partial_m2")
-    statistics = launch_over(group_norm_silu_statistics, *call, arguments, constants, writes=writes)
+    statistics = launch_over(group_norm_silu_statistics, *call, writes=writes)
     if total is not None:
         arguments |= {"x": total, "row": None, "residual": None, "skip": None}
         constants |= {"OWN": channels}
-    writes = ("y", "mean", "rstd")
-    return [
-        statistics,
-        launch_over(group_norm_silu_apply, *call, arguments, constants, writes=writes),
-    ]
+    tile = without_padding(tile, channels, constants["GROUP"], x.element_size())
+    call = (batch * chunks, tile, arguments, constants | tile.constants(positions, tiles * chunks))
+    apply = launch_over(group_norm_silu_apply, *call, writes=("y", "mean", "rstd"))
+    return [statistics, apply]

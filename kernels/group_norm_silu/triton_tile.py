@@ -149,12 +149,17 @@ def gather_groups(values, GROUP: tl.constexpr, TILE_G: tl.constexpr):
 
 
 @triton.jit
-def spread_groups(values, GROUP: tl.constexpr, TILE_C: tl.constexpr):
-    """[TILE_G] values of groups -> [TILE_C]: each channel its group's."""
+def spread_groups(values, begin, GROUP: tl.constexpr, TILE_C: tl.constexpr):
+    """[TILE_G] values of groups -> [TILE_C]: each channel its group's.
+
+    begin: of the first group, so many channels lie before the tile.
+    """
     TILE_G: tl.constexpr = values.shape[0]
     if GROUP * TILE_G == TILE_C:
         return tl.reshape(tl.broadcast_to(values[:, None], (TILE_G, GROUP)), (TILE_C,))
-    return tl.sum(tl.where(_owners(GROUP, TILE_C, TILE_G), values[:, None], 0.0), axis=0)
+    # Padding channels take the last group's.
+    group = tl.minimum((tl.arange(0, TILE_C) + begin) // GROUP, TILE_G - 1)
+    return tl.gather(values, group, 0)
 
 
 @triton.jit
@@ -167,10 +172,11 @@ def store_groups(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the block's groups [TILE_G] into row `slot` of [slots, G]."""
-    group = tl.arange(0, values.shape[0])
-    at = pointer + slot * (CHANNELS // GROUP) + first // GROUP + group
-    tl.store(at, values, group < BLOCK // GROUP)
+    """Write the groups [TILE_G] that begin in the block into row `slot` of [slots, G]."""
+    group = first // GROUP + tl.arange(0, values.shape[0])
+    begins = group * GROUP
+    at = pointer + slot * (CHANNELS // GROUP) + group
+    tl.store(at, values, (begins >= first) & (begins < first + BLOCK))
 
 
 @triton.jit

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fastddpm.kernels.common.launch import Launch
 
 from .compile_worker import Compiled
@@ -24,6 +26,7 @@ class Figures:
     instructions:  machine instructions an element; of a kernel with a loop, as often as its PTX
                    instructions are executed on average.
     bytes_moved:   loaded and stored, each byte once for every program that touches it.
+    least_bytes:   of the tensors that it is given, each once, or twice if updated in place.
     code:          what was compiled and run.
     """
 
@@ -39,6 +42,7 @@ class Figures:
     special: float
     instructions: float
     bytes_moved: int
+    least_bytes: int
     code: Compiled
 
 
@@ -69,8 +73,16 @@ def _figures(launch: Launch, sm: int, elements: int, in_place: Collection[str]) 
         special=read.special * often,
         instructions=read.instructions * often,
         bytes_moved=run.bytes_moved,
+        least_bytes=_least_bytes(launch, in_place),
         code=run.compiled,
     )
+
+
+def _least_bytes(launch: Launch, in_place: Collection[str]) -> int:
+    """Of tensors given twice, one."""
+    given = {n: t for n, t in launch.arguments.items() if isinstance(t, Tensor)}
+    once = {(t.data_ptr(), t.nbytes): t.nbytes for t in given.values()}
+    return sum(once.values()) + sum(t.nbytes for n, t in given.items() if n in in_place)
 
 
 def _repeats(run: Execution, read: Resources, threads: int) -> float:
