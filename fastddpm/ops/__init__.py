@@ -2,6 +2,7 @@
 
 from fastddpm.ops.ancestral_step import Draw, ancestral_step, ancestral_step_
 from fastddpm.ops.backends import using
+from fastddpm.ops.conv3x3 import conv3x3
 from fastddpm.ops.group_norm_silu import group_norm_silu
 from fastddpm.ops.host_call import host_call_
 from fastddpm.ops.library import cpu_library_status
@@ -17,6 +18,7 @@ __all__ = [
     "Linear",
     "ancestral_step",
     "ancestral_step_",
+    "conv3x3",
     "cpu_library_status",
     "group_norm_silu",
     "host_call_",

@@ -13,7 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastddpm import ops
 from fastddpm.ops.backends import kernels_of
+from fastddpm.ops.conv3x3 import suits
 from fastddpm.unet.sum import Sum
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -36,8 +38,15 @@ def convolve(layer: Convolution, x: Tensor) -> Sum:
 
 def without_bias(layer: Convolution, x: Tensor) -> Tensor:
     """layer(x) without its bias, which is added elsewhere: [B, C', *spatial]."""
+    if fuses(x) and not torch.is_grad_enabled() and _is_3x3(layer) and suits(x, layer.weight):
+        return ops.conv3x3(x, layer.weight)
     y: Tensor = FUNCTIONS[x.dim()](x, layer.weight, None, layer.stride, layer.padding)
     return y
+
+
+def _is_3x3(layer: Convolution) -> bool:
+    """Whether it is a 3×3 convolution of stride 1 that keeps the size."""
+    return (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
 
 
 def project(layer: Convolution, x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class Launch:
                 pointer that is not there.
     constants:  the ``tl.constexpr`` arguments by name.
     num_warps:  warps of 32 threads a program.
+    num_stages: loads of a loop that are under way at a time.
     exact:      products and sums are rounded by themselves: the compiler may not fuse them into
                 multiply-adds.
     writes:     names of the arguments that the kernel writes, for counting bytes.
@@ -34,6 +35,7 @@ class Launch:
     arguments: dict[str, Any]
     constants: dict[str, Any]
     num_warps: int = 4
+    num_stages: int = 3
     exact: bool = False
     writes: tuple[str, ...] = field(default=())
 
@@ -53,5 +55,6 @@ class Launch:
                 **self.arguments,
                 **self.constants,
                 num_warps=self.num_warps,
+                num_stages=self.num_stages,
                 enable_fp_fusion=not self.exact,
             )

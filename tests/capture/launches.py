@@ -18,12 +18,15 @@ from typing import Any
 from capture.device import Graph
 from capture.recording import Call
 
-ONE_PASS_POSITIONS = 1024
+from fastddpm.kernels.group_norm_silu.tiling import one_pass_tile
 
 
 def _group_norm(args: dict[str, Any]) -> int:
-    """One pass up to 32 x 32 positions; statistics and their use above."""
-    return 1 if args["x"].shape[2:].numel() <= ONE_PASS_POSITIONS else 2
+    """One pass where a block of groups fits a program; statistics and their use elsewhere."""
+    x, skip = args["x"], args["skip"]
+    channels = x.shape[1] + (0 if skip is None else skip.shape[1])
+    sizes = (x.shape[2:].numel(), channels, args["num_groups"], x.element_size())
+    return 2 if one_pass_tile(*sizes) is None else 1
 
 
 # Kernels of an op by its arguments; the ops that are not here are one kernel each.

@@ -41,6 +41,7 @@ class Request:
     kernel: str
     arguments: dict[str, Any]
     num_warps: int
+    num_stages: int
     exact: bool
     sm: int
 
@@ -72,7 +73,11 @@ def compile_request(request: Request) -> Compiled:
     target = GPUTarget("cuda", request.sm, 32)
     backend = make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    given = {"num_warps": request.num_warps, "enable_fp_fusion": not request.exact}
+    given = {
+        "num_warps": request.num_warps,
+        "num_stages": request.num_stages,
+        "enable_fp_fusion": not request.exact,
+    }
     bound, specialization, given = bind(**request.arguments, **given)
     options, signature, constants, attributes = kernel._pack_args(
         backend, given, bound, specialization, given

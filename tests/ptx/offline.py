@@ -52,6 +52,7 @@ def _request(launch: Launch, sm: int) -> Request:
         kernel=function.__name__,
         arguments=arguments | launch.constants,
         num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
         exact=launch.exact,
         sm=sm,
     )
