@@ -12,7 +12,7 @@ from fastddpm.engine.selection import unsupported
 from fastddpm.ops import torch_normal
 from fastddpm.ops.backends import interpreting
 from fastddpm.ops.library import cpu_library
-from fastddpm.selfcheck import engines, exact, norms
+from fastddpm.selfcheck import convolutions, engines, exact, norms
 from fastddpm.selfcheck.outcome import Check, Outcome, not_run
 
 # What the engines run: the model, so many of its steps (None: all), and with which batch sizes.
@@ -59,7 +59,7 @@ def kernel_checks(device: torch.device) -> list[Check]:
     return [
         *_backend("cpu", torch.device("cpu"), EXACT, no_library),
         _torch_normal(),
-        *_backend("triton", device, EXACT | norms.KERNELS, no_gpu),
+        *_backend("triton", device, EXACT | norms.KERNELS | convolutions.KERNELS, no_gpu),
     ]
 
 

@@ -1,4 +1,5 @@
-"""The calls at which the CPU program's 3x3 convolution is tested and measured."""
+"""The calls at which the 3x3 convolutions are tested and measured: the CPU program's, with all that
+surrounds it, and the GPU's alone."""
 
 from __future__ import annotations
 
@@ -97,4 +98,21 @@ CASES = (
     Case("deep", (2, 32, 4, 4), 700, norm=True, activation="silu"),
     Case("far_from_zero", (2, 16, 8, 8), 16, mean=1000.0),
     *NETWORK,
+)
+
+# x and weight alone, in half precision, channels_last: every tile of the GPU kernel, and what lies
+# beyond its last pixel.
+ALONE = (
+    Case("128_pixels", (16, 128, 32, 32), 128),
+    Case("64_pixels_128", (16, 256, 16, 16), 256),
+    Case("64_pixels_64", (4, 128, 32, 32), 128),
+    Case("64_pixels_32", (4, 256, 16, 16), 256),
+    Case("32_pixels", (1, 128, 32, 32), 128),
+    Case("16_pixels", (1, 256, 16, 16), 512),
+    Case("16_pixels_16", (1, 256, 8, 8), 512),
+    Case("few", (2, 16, 3, 5), 32),
+    Case("tail", (2, 48, 7, 9), 96),
+    Case("mnist_28", (1, 64, 28, 28), 64),
+    Case("one_pixel", (1, 32, 1, 1), 64),
+    Case("no_image", (0, 32, 8, 8), 32),
 )

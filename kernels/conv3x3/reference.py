@@ -41,7 +41,7 @@ def conv3x3(
     y = F.conv2d(h, weight, bias, padding=1)
     y = y if row is None else y + row[..., None, None]
     y = y if residual is None else y + residual
-    return y / divisor
+    return y if divisor == 1 else y / divisor
 
 
 def strip_statistics(y: Tensor) -> Tensor:

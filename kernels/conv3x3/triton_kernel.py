@@ -54,7 +54,7 @@ class Tile:
 # Largest first.
 TILES = (
     Tile(128, 128, 64, 1, 8, stages=5),
-    Tile(128, 64, 128, 1, 4),
+    Tile(64, 128, 128, 1, 4),
     Tile(64, 64, 128, 1, 4),
     Tile(64, 32, 256, 1, 4),
     Tile(32, 32, 128, 1, 4),
@@ -84,7 +84,7 @@ def conv3x3_kernel(
     x,
     weight,
     y,
-    PIXELS: tl.constexpr,
+    pixels,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     INPUTS: tl.constexpr,
@@ -94,7 +94,7 @@ def conv3x3_kernel(
     TILE_C: tl.constexpr,
     HALVES: tl.constexpr,
 ):
-    """x [PIXELS, INPUTS], weight [OUTPUTS, 3, 3, INPUTS], y [PIXELS, OUTPUTS]."""
+    """x [pixels, INPUTS], weight [OUTPUTS, 3, 3, INPUTS], y [pixels, OUTPUTS]."""
     pixel = tl.program_id(1) * TILE_P + tl.arange(0, TILE_P)
     output = tl.program_id(0) * TILE_N + tl.arange(0, TILE_N)
     column, line = pixel % WIDTH, pixel // WIDTH % HEIGHT
@@ -106,7 +106,7 @@ def conv3x3_kernel(
         tap = step // STEPS
         down, right = tap // 3 - 1, tap % 3 - 1
         i, j = line + down, column + right
-        inside = (pixel < PIXELS) & (i >= 0) & (i < HEIGHT) & (j >= 0) & (j < WIDTH)
+        inside = (pixel < pixels) & (i >= 0) & (i < HEIGHT) & (j >= 0) & (j < WIDTH)
         from_x = x + (pixel + down * WIDTH + right)[:, None] * INPUTS
         from_weight = weight + (output[None, :] * 9 + tap) * INPUTS
         channel = step % STEPS * (TILE_C * HALVES) + inner
@@ -120,7 +120,7 @@ def conv3x3_kernel(
     if HALVES == 2:
         total += other
     to = y + pixel[:, None] * OUTPUTS + output[None, :]
-    tl.store(to, total.to(y.dtype.element_ty), (pixel < PIXELS)[:, None])
+    tl.store(to, total.to(y.dtype.element_ty), (pixel < pixels)[:, None])
 
 
 def tile_of(pixels: int, inputs: int, outputs: int, itemsize: int, device: Device) -> Tile | None:
@@ -150,10 +150,9 @@ def launch(x: Tensor, weight: Tensor, y: Tensor) -> Launch:
     return Launch(
         conv3x3_kernel,
         (outputs // tile.outputs, triton.cdiv(pixels, tile.pixels)),
-        {"x": x, "weight": weight, "y": y},
+        {"x": x, "weight": weight, "y": y, "pixels": pixels},
         {
-            **{"PIXELS": pixels, "HEIGHT": height, "WIDTH": width},
-            **{"INPUTS": inputs, "OUTPUTS": outputs},
+            **{"HEIGHT": height, "WIDTH": width, "INPUTS": inputs, "OUTPUTS": outputs},
             **{"TILE_P": tile.pixels, "TILE_N": tile.outputs, "TILE_C": tile.channels},
             "HALVES": tile.halves,
         },

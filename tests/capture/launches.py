@@ -17,7 +17,6 @@ from typing import Any
 
 from capture.device import Graph
 from capture.recording import Call
-
 from fastddpm.kernels.group_norm_silu.tiling import one_pass_tile
 
 
