@@ -101,8 +101,8 @@ def coefficients(
     COUNT: tl.constexpr = POSITIONS * GROUP
     mean_1 = gather_groups(product(s1, factor), GROUP, TILE_G) / COUNT
     mean_2 = gather_groups(product(s2, factor), GROUP, TILE_G) / COUNT
-    b = spread_groups(mean_2, 0, GROUP, TILE_C) * group_rstd
-    return factor * group_rstd, b, spread_groups(mean_1, 0, GROUP, TILE_C) * group_rstd
+    b = spread_groups(mean_2, GROUP, TILE_C) * group_rstd
+    return factor * group_rstd, b, spread_groups(mean_1, GROUP, TILE_C) * group_rstd
 
 
 @triton.jit

@@ -75,7 +75,7 @@ def group_norm_silu_one_pass(
         h = tl.where(mask, h, 0.0)
     COUNT: tl.constexpr = POSITIONS * GROUP
     group_mean = sum_groups(h, GROUP, TILE_G, FOLD) / COUNT
-    h -= spread_groups(group_mean, 0, GROUP, TILE_C)[None, :]
+    h -= spread_groups(group_mean, GROUP, TILE_C)[None, :]
     if PADDED:
         h = tl.where(mask, h, 0.0)
     group_rstd = tl.rsqrt(sum_groups(square(h, FOLD), GROUP, TILE_G, FOLD) / COUNT + eps)
@@ -85,7 +85,7 @@ def group_norm_silu_one_pass(
     factor, offset = load_affine(
         *(weight, bias, scale, shift, sample, channels, held, scale_stride, shift_stride, EXACT)
     )
-    factor *= spread_groups(group_rstd, 0, GROUP, TILE_C)
+    factor *= spread_groups(group_rstd, GROUP, TILE_C)
     FAST: tl.constexpr = y.dtype.element_ty != tl.float32
     store_tile(y + out, activate(h, factor, offset, SILU, FAST), mask, EXACT)
 

@@ -29,8 +29,8 @@ from fastddpm.kernels.group_norm_silu.triton_tile import (
     load_affine,
     load_row,
     load_sum,
+    look_up_groups,
     product,
-    spread_groups,
     square,
     store_groups,
     store_tile,
@@ -84,7 +84,7 @@ def group_norm_silu_statistics(
         # The last chunk may have tiles without a position: they change nothing.
         here = tl.minimum(tl.maximum(POSITIONS - start, 0), TILE_P).to(tl.float32)
         tile_mean = sum_groups(h, GROUP, TILE_G, FOLD) / (tl.maximum(here, 1.0) * GROUP)
-        h -= spread_groups(tile_mean, 0, GROUP, TILE_C)[None, :]
+        h -= look_up_groups(tile_mean, 0, GROUP, TILE_C)[None, :]
         if PADDED:
             h = tl.where(mask, h, 0.0)
         share = here / (seen + here)
@@ -148,8 +148,8 @@ def group_norm_silu_apply(
         *(weight, bias, scale, shift, sample, channels, held, scale_stride, shift_stride, EXACT)
     )
     begin = first % GROUP
-    factor *= spread_groups(group_rstd, begin, GROUP, TILE_C)
-    offset -= spread_groups(group_mean, begin, GROUP, TILE_C) * factor
+    factor *= look_up_groups(group_rstd, begin, GROUP, TILE_C)
+    offset -= look_up_groups(group_mean, begin, GROUP, TILE_C) * factor
     if row is not None:
         offset += (
             load_row(row, sample, channels, held, row_stride, OWN, CHANNELS - OWN, EXACT) * factor
