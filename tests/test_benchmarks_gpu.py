@@ -20,7 +20,7 @@ import fake_contenders as fakes
 
 from benchmarks import parts, report, timing
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import contenders, kernels, profiling, throughput
+from benchmarks.gpu import contenders, convolutions, kernels, profiling, throughput
 from benchmarks.gpu.options import PARTS, Options
 from benchmarks.gpu.traffic import Traffic, flop_of
 
@@ -297,6 +297,19 @@ def test_chains_are_shorter_where_steps_take_long() -> None:
     assert steps == [200, 100, 25]
     assert contenders.steps_of(contenders.OURS, 256, "float32") == 25
     assert contenders.steps_of(contenders.EAGER, 1, "float32") == contenders.EAGER_STEPS
+
+
+@torch.no_grad()
+def test_a_layer_is_the_same_convolution_for_both() -> None:
+    both = convolutions.calls(2, 4, 32, 16, device="cpu", backend="reference")
+    assert both["torch"].bytes == 2 * (32 * 48 + 9 * 32 * 16)
+    results = []
+    for measured in both.values():
+        torch.manual_seed(0)
+        results.append(measured.make()())
+    assert torch.equal(*results) and results[0].shape == (2, 16, 4, 4)
+    assert convolutions.tile_taken(1, 32, 128, 128) is not None
+    assert convolutions.tile_taken(256, 32, 128, 128) is None
 
 
 def test_kernel_calls_run() -> None:

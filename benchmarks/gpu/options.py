@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-PARTS = ("correctness", "ceilings", "kernels", "throughput")
+PARTS = ("correctness", "ceilings", "kernels", "convolutions", "throughput")
 DTYPES = ("float32", "tf32", "bfloat16")
 # torch.compile's modes that the rival is given; the fastest counts.
 MODES = ("reduce-overhead", "max-autotune")
