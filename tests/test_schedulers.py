@@ -58,7 +58,9 @@ def agree(expected: Any, found: Any, x: Tensor, output: Tensor, fast: Any, t: An
         float(tensor.abs().max())
         for tensor in (x, output, expected.pred_original_sample, expected.prev_sample)
     )
-    off = {"pred_original_sample": eps * (row["x0_from_x"] * state + row["x0_from_output"] * out)}
+    factor = row["x0_from_x"] if affine.prediction == "epsilon_in_x" else 1
+    share = factor * row["x0_from_output"] * out
+    off = {"pred_original_sample": eps * (row["x0_from_x"] * state + share)}
     of_terms = row["mean_from_x"] * state + row["mean_from_output"] * out + 4 * row["sigma"]
     carried = row["mean_from_x0"] * (off["pred_original_sample"] + eps * x_0)
     off["prev_sample"] = carried + eps * (of_terms + x_prev)
