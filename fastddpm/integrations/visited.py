@@ -22,6 +22,9 @@ class Visited:
     def __init__(self, timesteps: Tensor, listed: list[int] | None = None) -> None:
         self.timesteps = timesteps
         self.listed: list[int] = timesteps.tolist() if listed is None else listed
+        # Where the first lies, and how many bytes further the next.
+        self._first = timesteps.data_ptr()
+        self._apart = timesteps.element_size() * timesteps.stride(0) or 1
 
     def number(self, timestep: Any) -> int | None:
         """The number in a timestep; None if only the device knows.
@@ -36,10 +39,9 @@ class Visited:
             and timestep.dtype == own.dtype
             and timestep.device == own.device
             and not transformed()
-            and timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
         ):
-            place = (timestep.storage_offset() - own.storage_offset()) // own.stride(0)
-            if 0 <= place < len(self.listed):
+            place, between = divmod(timestep.data_ptr() - self._first, self._apart)
+            if 0 <= place < len(self.listed) and not between:
                 return self.listed[place]
         return int(timestep) if timestep.device.type == "cpu" else None
 
