@@ -231,9 +231,8 @@ def _row(timestep: int | Tensor, t: int | None, after: list[int]) -> int | Tenso
 
 def _drawn(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
     """Normal noise, as diffusers draws it."""
-    given = generator if isinstance(generator, list) else [generator]
+    given = generator if isinstance(generator, list) else [generator or torch.default_generator]
     here = [one for one in given if isinstance(one, torch.Generator) and one.device == CPU]
-    # torch's own generator, which threads may share, is left to torch.
     if not here or len(here) != len(given) or not plain(like):
         drawn: Tensor = randn_tensor(shape, generator, like.device, like.dtype)
         return drawn
