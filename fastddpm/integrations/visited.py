@@ -22,9 +22,6 @@ class Visited:
     def __init__(self, timesteps: Tensor, listed: list[int] | None = None) -> None:
         self.timesteps = timesteps
         self.listed: list[int] = timesteps.tolist() if listed is None else listed
-        # Where the first lies, and how many bytes further the next.
-        self._first = timesteps.data_ptr()
-        self._apart = timesteps.element_size() * timesteps.stride(0) or 1
 
     def number(self, timestep: Any) -> int | None:
         """The number in a timestep; None if only the device knows.
@@ -40,7 +37,8 @@ class Visited:
             and timestep.device == own.device
             and not transformed()
         ):
-            place, between = divmod(timestep.data_ptr() - self._first, self._apart)
+            apart = own.itemsize * own.stride(0) or 1
+            place, between = divmod(timestep.data_ptr() - own.data_ptr(), apart)
             if 0 <= place < len(self.listed) and not between:
                 return self.listed[place]
         return int(timestep) if timestep.device.type == "cpu" else None
