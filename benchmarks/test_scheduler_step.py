@@ -30,7 +30,7 @@ SUBJECT = "Scheduler step"
 # Name: class, config, arguments of step.
 STEPS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "ddpm": (FastDDPMScheduler, {}, {}),
-    # Of torch's own, which threads may share: torch draws.
+    # Of torch's own, which other threads might draw from: there are none.
     "ddpm_no_generator": (FastDDPMScheduler, {}, {"generator": None}),
     "ddpm_last": (FastDDPMScheduler, {}, {}),
     "ddpm_learned_range": (FastDDPMScheduler, {"variance_type": "learned_range"}, {}),

@@ -2,7 +2,8 @@
 
 A step is affine in the state, the network's output and the noise, but for the bound of x_0:
 
-    x_0     = bound(x0_from_x x + x0_from_output output)
+    x_0     = bound(x0_from_x x + x0_from_output output)       sample, v_prediction
+            = bound(x0_from_x (x + x0_from_output output))     epsilon, as diffusers rounds it
     x_prev  = mean_from_x0 x_0 + mean_from_x x + mean_from_output output + sigma noise
 
 With ᾱ at the timestep and ᾱ' at the one that follows, α = ᾱ/ᾱ' and β = 1 - α:
@@ -25,6 +26,11 @@ from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 # Where ᾱ = 0 there is no x_0 in x_t; a power of two keeps the sign of x - ε exactly, which is what
 # the bound leaves of diffusers' division by zero.
 SMALLEST_SIGNAL = 2.0**-100
+
+
+def form_of(prediction: str) -> str:
+    """The prediction as the kernels' reference names it, by which a step reads these rows."""
+    return "epsilon_in_x" if prediction == "epsilon" else prediction
 
 
 def ancestral_rows(
@@ -110,7 +116,7 @@ def _rows(alphas_cumprod: Tensor, prediction: str) -> dict[str, Tensor]:
     rows = {name: torch.zeros_like(signal) for name in STEP_COLUMNS}
     if prediction == "epsilon":
         signal = signal.clamp(min=SMALLEST_SIGNAL)
-        rows["x0_from_x"], rows["x0_from_output"] = 1 / signal, -noise / signal
+        rows["x0_from_x"], rows["x0_from_output"] = 1 / signal, -noise
     elif prediction == "sample":
         rows["x0_from_output"] = torch.ones_like(signal)
     else:

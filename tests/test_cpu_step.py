@@ -27,7 +27,6 @@ def address(tensor: Tensor | None) -> int | None:
 def take(call: StepCall, threads: int) -> StepCall:
     """Run the instruction on the call's own tensors, but with a border around x and x_0."""
     x, x_0 = as_buffer(call.x), None if call.x_0 is None else as_buffer(call.x_0)
-    previous = call.prediction == "previous_sample"
     arguments = Step(
         x=x.address,
         x_0=None if x_0 is None else x_0.address,
@@ -36,7 +35,7 @@ def take(call: StepCall, threads: int) -> StepCall:
         table=address(call.table),
         batch=len(call.x),
         elements=math.prod(call.x.shape[1:]),
-        prediction=Prediction.PREVIOUS_SAMPLE if previous else Prediction.OTHER,
+        prediction=Prediction.of(call.prediction),
         variance=VARIANCES.get(call.variance, Variance.FIXED),
         clip=math.inf if call.clip is None else call.clip,
         seed=address(call.seed),

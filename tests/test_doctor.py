@@ -167,7 +167,7 @@ def test_reference_hashes_are_those_of_every_machine() -> None:
     change them; nothing else may."""
     assert {name: sha[:16] for name, sha in selfcheck.reference_hashes().items()} == {
         "normal": "959ca7960475fe3e",
-        "ancestral_step": "1543afa350c69fe1",
+        "ancestral_step": "499a4740d3d84320",
         "q_sample": "53a8155a3b7b626e",
     }
 

@@ -38,7 +38,10 @@ BLIND = {"unet": DIFFUSION_PARTS | {"noise"}, "engine": DIFFUSION_PARTS | {"nois
 OPTIONAL = {"diffusers", "matplotlib", "ray", "tensorboard", "torch_fidelity", "triton"}
 
 # Classes that derive from an optional package's; imported late themselves.
-DERIVED = {ROOT / "fastddpm/integrations/schedulers.py"}
+DERIVED = {
+    ROOT / "fastddpm/integrations/counter_pipeline.py",
+    ROOT / "fastddpm/integrations/schedulers.py",
+}
 
 # What kernels call, besides kernels/<op>/triton_*.py the only files that import triton at the top.
 TRITON_FUNCTIONS = {ROOT / "kernels/common/philox.py", ROOT / "kernels/common/runs.py"}

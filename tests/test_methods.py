@@ -43,6 +43,9 @@ def test_the_schedulers_have_the_same_rows(eta: float) -> None:
     levels = SCHEDULE.alphas_cumprod, SCHEDULE.alphas_cumprod_prev
     etas = torch.full_like(levels[0], eta)
     rows = ddim_rows(*levels, "epsilon", etas, rederive=True)
+    # Which hold ε's share of x_t.
+    columns = [STEP_COLUMNS.index(name) for name in ("x0_from_x", "x0_from_output")]
+    rows[:, columns[1]] *= rows[:, columns[0]]
     ours = methods.ddim(d, 1.0, eta).rows
     for name in STEP_COLUMNS[:6]:
         k = STEP_COLUMNS.index(name)

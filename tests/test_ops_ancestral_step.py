@@ -92,7 +92,10 @@ def in_float64(call: StepCall) -> tuple[Tensor, Tensor]:
             low, high = row["log_variance_min"], row["log_variance_max"]
             log_variance = low + (log_variance + 1) / 2 * (high - low)
         sigma = row["noise_gate"] * torch.exp(log_variance / 2)
-    x_0 = row["x0_from_x"] * x + row["x0_from_output"] * output
+    share = row["x0_from_output"] * output
+    if call.prediction == "epsilon_in_x":
+        share = row["x0_from_x"] * share
+    x_0 = row["x0_from_x"] * x + share
     if call.clip is not None:
         x_0 = torch.minimum(torch.maximum(x_0, torch.tensor(-call.clip)), torch.tensor(call.clip))
     mean = row["mean_from_x0"] * x_0 + row["mean_from_x"] * x

@@ -20,10 +20,13 @@ DIFFUSION = GaussianDiffusion(NoiseSchedule.linear(12), variance="fixed_large")
 
 
 @needs_library
+@pytest.mark.parametrize("prediction", ["epsilon", "epsilon_in_x"])
 @pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
 @pytest.mark.parametrize("clip", [None, 0.7])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1), (4, 3, 33), (0, 3, 4, 4)])
-def test_is_the_op_bit_for_bit(shape: tuple[int, ...], clip: float | None, variance: str) -> None:
+def test_is_the_op_bit_for_bit(
+    shape: tuple[int, ...], clip: float | None, variance: str, prediction: str
+) -> None:
     generator = torch.Generator().manual_seed(0)
     x, output, z = (torch.randn(shape, generator=generator) for _ in range(3))
     if x.numel():
@@ -31,11 +34,11 @@ def test_is_the_op_bit_for_bit(shape: tuple[int, ...], clip: float | None, varia
     if variance == "learned_range":
         output = torch.cat([output, z], dim=1)
     table = DIFFUSION.step_table().float()
-    step = BoundStep(table, clip, variance)
+    step = BoundStep(table, clip, variance, prediction)
     for row in (0, 5, 11):
         expected = ops.ancestral_step(
             *(x, output, z, table, torch.tensor([row])),
-            prediction="epsilon",
+            prediction=prediction,
             variance=variance,
             clip=clip,
             backend="cpu",
@@ -56,10 +59,10 @@ def test_a_row_outside_of_the_table() -> None:
 @needs_library
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_a_copy_has_a_table_of_its_own(copied: Callable[[BoundStep], BoundStep]) -> None:
-    x = torch.ones(2, 3)
-    first = BoundStep(torch.ones(12, 10), 5.0)
+    x, table = torch.ones(2, 3), torch.ones(12, 10)
+    first = BoundStep(table, 5.0)
     second = copied(first)
-    first._table.zero_()
+    table.zero_()
     assert torch.equal(first(x, x, x, 3)[0], torch.zeros(2, 3))
     # 1 (x + x) + 1 x + 1 z
     assert torch.equal(second(x, x, x, 3)[0], torch.full((2, 3), 4.0))

@@ -92,10 +92,11 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_library
 def test_another_abi_version_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = library.ABI_VERSION
     monkeypatch.setattr(library, "ABI_VERSION", 99)
     library.cpu_library.cache_clear()
     try:
-        assert "ABI version 3, this package needs 99" in ops.cpu_library_status()
+        assert f"ABI version {built}, this package needs 99" in ops.cpu_library_status()
     finally:
         monkeypatch.undo()
         library.cpu_library.cache_clear()

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from op_backends import ISAS, LIBRARY, instruction_set, needs_library, same_bits
+from torch import Tensor
 
 from fastddpm.kernels.torch_normal.cases import CASES, Case
 from fastddpm.ops import torch_normal
@@ -93,3 +102,154 @@ def test_a_state_that_cannot_be_is_refused() -> None:
     for count in (-1, 0, 15):
         with pytest.raises(RuntimeError, match="invalid argument"):
             LIBRARY.call("fastddpm_torch_normal", out.data_ptr(), count, good.data_ptr())
+
+
+# ---- torch's default generator
+
+DRAW = (512,)
+
+
+@pytest.fixture
+def default_generator() -> Iterator[torch.Generator]:
+    """torch's own, as it was afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        yield torch.default_generator
+
+
+@pytest.fixture
+def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], list[int]]:
+    """between(event): the next native draw is interrupted by it, once its numbers are made.
+
+    Returned: one entry for each native draw that has begun.
+    """
+    own, begun = torch_normal._drawn, []
+
+    def interrupt(event: Callable[[], object]) -> list[int]:
+        def drawn(shape: tuple[int, ...], state: Tensor) -> Tensor:
+            begun.append(len(begun))
+            numbers = own(shape, state)
+            if len(begun) == 1:
+                event()
+            return numbers
+
+        monkeypatch.setattr(torch_normal, "_drawn", drawn)
+        return begun
+
+    return interrupt
+
+
+def sequence(count: int, seed: int = 5) -> list[bytes]:
+    """What torch draws, one after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    return [bits(torch.randn(DRAW, generator=generator)) for _ in range(count)]
+
+
+def bits(drawn: Tensor) -> bytes:
+    return drawn.numpy().tobytes()
+
+
+def ours() -> bytes:
+    return bits(torch_normal.randn(DRAW, torch.default_generator))
+
+
+def theirs() -> bytes:
+    return bits(torch.randn(DRAW))
+
+
+@needs_avx2
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_torchs_default_generator(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, expected = generators(case)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(case.seed)
+        torch.rand(case.before)
+        wanted = torch.randn(case.shape, generator=expected)
+        monkeypatch.setattr(torch, "randn", lambda *a, **k: pytest.fail("torch has drawn"))
+        found = torch_normal.randn(case.shape, torch.default_generator)
+        assert same_bits(found, wanted)
+        assert torch.equal(torch.default_generator.get_state(), expected.get_state())
+
+
+@needs_avx2
+@pytest.mark.parametrize("other", [ours, theirs])
+def test_a_draw_that_comes_between_is_noticed(
+    other: Callable[[], bytes], default_generator: torch.Generator, between: Callable[..., list]
+) -> None:
+    came: list[bytes] = []
+    begun = between(lambda: came.append(other()))
+    found = ours()
+    assert [*came, found, theirs()] == sequence(3)
+    # The first was in vain.
+    assert len(begun) == (3 if other is ours else 2)
+
+
+@needs_avx2
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+def test_signal_handlers_that_draw(default_generator: torch.Generator) -> None:
+    """Handlers run between two bytecodes of a draw, wherever that may be."""
+    found: list[bytes] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: found.append(ours()))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 2e-4, 1e-4)
+        for _ in range(3000):
+            found.append(ours())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(found) > 3000
+    assert sorted(found) == sorted(sequence(len(found)))
+
+
+@needs_avx2
+def test_a_thread_that_starts_meanwhile_is_noticed(
+    default_generator: torch.Generator, between: Callable[..., list]
+) -> None:
+    """It may be inside of torch's draw, which nobody sees: torch draws here, too."""
+    leave = threading.Event()
+    thread = threading.Thread(target=leave.wait)
+    begun = between(thread.start)
+    found = [ours(), ours()]
+    leave.set()
+    thread.join()
+    found.append(ours())
+    assert found == sequence(3)
+    # In vain, by torch, by us.
+    assert len(begun) == 2
+
+
+@needs_avx2
+def test_a_progress_bar_is_no_such_thread(
+    default_generator: torch.Generator, between: Callable[..., list]
+) -> None:
+    tqdm = pytest.importorskip("tqdm")
+
+    class Bar(tqdm.tqdm):  # type: ignore[misc, name-defined]
+        """With a monitor of its own."""
+
+        monitor_interval = 0.01
+
+    begun = between(lambda: None)
+    with contextlib.closing(Bar(range(3), disable=False)):
+        assert type(Bar.monitor).__name__ == "TMonitor" and Bar.monitor.is_alive()
+        assert ours() == sequence(1)[0]
+    Bar.monitor.exit()
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_threads_draw_what_torch_draws_in_some_order(
+    workers: int, default_generator: torch.Generator
+) -> None:
+    """Some through torch, and at times this thread is the only one."""
+    gc.collect()
+    found: list[bytes] = []
+    for _ in range(20):
+        with ThreadPoolExecutor(workers) as pool:
+            drawn = [pool.submit((ours, theirs)[k % 2]) for k in range(8)]
+            found += [ours() for _ in range(8)]
+            found += [one.result() for one in drawn]
+        found += [ours(), theirs()]
+        time.sleep(0)
+    assert sorted(found) == sorted(sequence(len(found)))
+    assert len(set(found)) == len(found)

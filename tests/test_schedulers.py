@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def agree(expected: Any, found: Any, x: Tensor, output: Tensor, fast: Any, t: An
         float(tensor.abs().max())
         for tensor in (x, output, expected.pred_original_sample, expected.prev_sample)
     )
-    off = {"pred_original_sample": eps * (row["x0_from_x"] * state + row["x0_from_output"] * out)}
+    factor = row["x0_from_x"] if affine.prediction == "epsilon_in_x" else 1
+    share = factor * row["x0_from_output"] * out
+    off = {"pred_original_sample": eps * (row["x0_from_x"] * state + share)}
     of_terms = row["mean_from_x"] * state + row["mean_from_output"] * out + 4 * row["sigma"]
     carried = row["mean_from_x0"] * (off["pred_original_sample"] + eps * x_0)
     off["prev_sample"] = carried + eps * (of_terms + x_prev)
@@ -266,6 +269,40 @@ def test_a_list_of_generators_draws_for_each_sample(fast_class: Any) -> None:
     agree(results[0][0], results[1][0], images(), images(seed=1), scheduler, 500)
     for a, b in zip(results[0][1], results[1][1], strict=True):
         assert torch.equal(a.get_state(), b.get_state())
+
+
+@pytest.mark.parametrize("given", [None, torch.default_generator])
+@pytest.mark.parametrize("fast_class", THEIRS)
+def test_torchs_default_generator(fast_class: Any, given: torch.Generator | None) -> None:
+    call = {} if fast_class is FastDDPMScheduler else {"eta": 1.0}
+    results = []
+    with torch.random.fork_rng(devices=[]):
+        for scheduler in pair(fast_class):
+            scheduler.set_timesteps(10)
+            torch.manual_seed(3)
+            step = scheduler.step(images(seed=1), 500, images(), generator=given, **call)
+            results.append((step, torch.get_rng_state()))
+    agree(results[0][0], results[1][0], images(), images(seed=1), scheduler, 500)
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_threads_share_torchs_default_generator() -> None:
+    """Each step has noise of its own, and all of them what one after the other would have."""
+    nothing = torch.zeros(4, 3, 8, 8)
+
+    def steps(count: int) -> list[bytes]:
+        scheduler = FastDDPMScheduler()
+        drawn = (scheduler.step(nothing, 500, nothing).prev_sample for _ in range(count))
+        return [one.numpy().tobytes() for one in drawn]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = steps(6 * 20)
+        torch.manual_seed(3)
+        with ThreadPoolExecutor(4) as pool:
+            threads = [pool.submit(steps, 20) for _ in range(5)]
+            found = steps(20) + [one for each in threads for one in each.result()]
+    assert sorted(found) == sorted(expected) and len(set(found)) == len(found)
 
 
 def test_given_noise_is_the_noise() -> None:

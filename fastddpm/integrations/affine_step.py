@@ -1,6 +1,6 @@
 """AffineStep: the rows of step_rows.py applied to images, in one pass over memory where one can.
 
-    x_0     = bound(x0_from_x x + x0_from_output output)
+    x_0     = bound(x0_from_x x + x0_from_output output)      (or x0_from_x (x + ...), for ε)
     x_prev  = mean_from_x0 x_0 + mean_from_x x + mean_from_output output + sigma noise
 
 ops.ancestral_step is that step without the third term of the mean, float32 and with a clamp for a
@@ -32,12 +32,13 @@ _SIGMA = STEP_COLUMNS.index("sigma")
 class AffineStep:
     """One reverse step, for every timestep.
 
-    rows: float64 [T, 10], columns STEP_COLUMNS.
+    rows: float64 [T, 10], columns STEP_COLUMNS. prediction: how they give x_0, as ops'.
     clip: bound of |x_0|; None for none. threshold: another bound, instead.
     variance: FIXED (the rows' sigma), LEARNED, LEARNED_RANGE or GIVEN.
     """
 
     rows: Tensor
+    prediction: str
     clip: float | None = None
     threshold: Threshold | None = None
     variance: str = FIXED
@@ -77,19 +78,13 @@ class AffineStep:
 
     def _fuses(self, x: Tensor, output: Tensor, noise: Tensor | None, variance: str) -> bool:
         """Whether ops.ancestral_step computes this."""
-        noise = x if noise is None else noise
-        channels = 1 if variance == FIXED else 2
         grad = torch.is_grad_enabled() and (x.requires_grad or output.requires_grad)
         return (
-            x.dtype == torch.float32
+            self._is_kernels(x, output, noise, variance)
+            and x.dtype == torch.float32
             and output.dtype in (torch.float32, torch.bfloat16, torch.float16)
-            and x.ndim >= 2
-            and output.shape == (x.shape[0], channels * x.shape[1], *x.shape[2:])
-            and output.device == noise.device == x.device
-            # A caller's own noise may have to be broadcast.
-            and noise.shape == x.shape
-            and self.threshold is None
-            and variance != GIVEN
+            and output.device == x.device
+            and (noise is None or noise.device == x.device)
             and not grad
             and not transformed()
         )
@@ -97,10 +92,23 @@ class AffineStep:
     def _binds(self, x: Tensor, output: Tensor, noise: Tensor | None, variance: str) -> bool:
         """Whether one foreign call computes this."""
         return (
-            plain(x, output, x if noise is None else noise)
-            and self._fuses(x, output, noise, variance)
+            (plain(x, output) if noise is None else plain(x, output, noise))
+            and self._is_kernels(x, output, noise, variance)
             and (self.clip is None or self.clip > 0)
             and BoundStep.available()
+        )
+
+    def _is_kernels(self, x: Tensor, output: Tensor, noise: Tensor | None, variance: str) -> bool:
+        """Whether shapes and settings are the kernel's."""
+        shape = x.shape
+        whole = shape if variance == FIXED else (shape[0], 2 * shape[1], *shape[2:])
+        return (
+            self.threshold is None
+            and variance != GIVEN
+            and x.ndim >= 2
+            and output.shape == whole
+            # A caller's own noise may have to be broadcast.
+            and (noise is None or noise.shape == shape)
         )
 
     def _bound(
@@ -116,7 +124,7 @@ class AffineStep:
         key = (table, variance)
         if key not in self._steps:
             own = self._copy(table, CPU, torch.float32)
-            self._steps[key] = BoundStep(own, self.clip, variance)
+            self._steps[key] = BoundStep(own, self.clip, variance, self.prediction)
         return self._steps[key]
 
     def _last(self, x: Tensor, output: Tensor, noise: Tensor | None) -> tuple[str, Tensor]:
@@ -132,7 +140,7 @@ class AffineStep:
         table, last = self._last(x, output, noise)
         x_prev, x_0 = ops.ancestral_step(
             *(x, output, last.float(), self._copy(table, x.device, torch.float32), i),
-            prediction="epsilon",
+            prediction=self.prediction,
             variance=variance,
             clip=self.clip,
         )
@@ -152,7 +160,10 @@ class AffineStep:
         second = output
         if variance != FIXED:
             output, second = output.chunk(2, dim=1)
-        x_0 = row["x0_from_x"] * x + row["x0_from_output"] * output
+        if self.prediction == "epsilon_in_x":
+            x_0 = row["x0_from_x"] * (x + row["x0_from_output"] * output)
+        else:
+            x_0 = row["x0_from_x"] * x + row["x0_from_output"] * output
         if self.threshold is not None:
             x_0 = self.threshold(x_0)
         elif self.clip is not None:

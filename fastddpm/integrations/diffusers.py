@@ -19,6 +19,7 @@ from fastddpm.unet import UNet
 
 CLASS = "UNet2DModel"
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+DDPM = ("DDPMScheduler", "FastDDPMScheduler")
 SCHEDULERS = {"DDPMScheduler": "FastDDPMScheduler", "DDIMScheduler": "FastDDIMScheduler"}
 
 
@@ -49,6 +50,31 @@ def fast_scheduler(scheduler: Any) -> Any:
     return fast if same else scheduler
 
 
+def check_for_counter_noise(model: Any) -> None:
+    """ValueError unless this is a DDPMPipeline with a DDPMScheduler."""
+    name = type(model).__name__
+    scheduler = type(getattr(model, "scheduler", None)).__name__
+    if not (_is_of_diffusers(model) and name == "DDPMPipeline" and scheduler in DDPM):
+        beside = f" with a {scheduler}" if name in PIPELINES else ""
+        raise ValueError(
+            f"noise='counter' is of a DDPMPipeline with a DDPMScheduler, got a {name}{beside}; a "
+            "fastddpm.Sampler makes images of counter noise by every method"
+        )
+
+
+def counter_pipeline(network: nn.Module, scheduler: Any, settings: dict[str, Any]) -> Any:
+    """The pipeline of counter_pipeline.py; settings: of its Sampler.
+
+    Raises ValueError for settings that no Sampler offers, or betas that are not the config's.
+    """
+    from fastddpm.integrations.counter_pipeline import CounterDDPMPipeline
+
+    fast = fast_scheduler(scheduler)
+    if type(fast).__name__ not in SCHEDULERS.values():
+        raise ValueError("expected the scheduler's betas to be those of its config, got others")
+    return CounterDDPMPipeline.of(network, fast, settings)
+
+
 def is_diffusers_model(model: nn.Module) -> bool:
     """Whether this is a UNet2DModel itself; what derives from it may compute something else."""
     return _is_of_diffusers(model) and type(model).__name__ == CLASS
@@ -60,7 +86,8 @@ def is_pipeline(model: object) -> bool:
     Raises ValueError for any other pipeline.
     """
     name = type(model).__name__
-    if not (_is_of_diffusers(model) and name.endswith("Pipeline")):
+    own = name == "CounterDDPMPipeline"
+    if not (own or (_is_of_diffusers(model) and name.endswith("Pipeline"))):
         return False
     if name not in PIPELINES:
         raise ValueError(f"expected a {' or '.join(PIPELINES)}, got a {name}: give its network")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from fastddpm.checkpoint.schedulers import read_betas
 from fastddpm.integrations.visited import END, UNLISTED, Visited
 from fastddpm.sampler.threshold import Threshold
+from fastddpm.step_rows import form_of
 
 COMPATIBILITIES = ("diffusers", "exact")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -104,10 +106,9 @@ class FollowingTables:
 
     def _current(self) -> Any:
         """What is made of the attributes as they are now."""
-        attributes = self.__dict__
-        key = tuple(attributes.get(name) for name in _FOLLOWED)
+        key = tuple(map(self.__dict__.get, _FOLLOWED))
         made, value = self._made
-        if len(made) != len(key) or any(a is not b for a, b in zip(made, key, strict=True)):
+        if not (made and all(map(operator.is_, made, key))):
             # Made in inference mode it could not be used where gradients are.
             with torch.inference_mode(False):
                 value = self._make()
@@ -117,18 +118,19 @@ class FollowingTables:
     def _make(self) -> Any:
         raise NotImplementedError
 
-    def _bounds(self) -> dict[str, Any]:
-        """How x_0 is bounded."""
+    def _estimate(self) -> dict[str, Any]:
+        """How x_0 is found and bounded."""
         config = self.config
         if config.prediction_type not in PREDICTIONS:
             raise ValueError(
                 f"prediction_type given as {config.prediction_type} must be one of `epsilon`, "
                 f"`sample` or `v_prediction` for the {type(self).__name__}."
             )
+        form = {"prediction": form_of(config.prediction_type)}
         if config.thresholding:
             settings = (config.dynamic_thresholding_ratio, config.sample_max_value)
-            return {"threshold": Threshold(*settings, rounded_rank=not self._exact)}
-        return {"clip": config.clip_sample_range if config.clip_sample else None}
+            return form | {"threshold": Threshold(*settings, rounded_rank=not self._exact)}
+        return form | {"clip": config.clip_sample_range if config.clip_sample else None}
 
     def _levels_at(self, after: list[int], final: Tensor) -> tuple[Tensor, Tensor]:
         """ᾱ [T], and ᾱ at the timestep that follows each: ``final`` at the end, NaN if unlisted.

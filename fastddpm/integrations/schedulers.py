@@ -125,7 +125,7 @@ class FastDDPMScheduler(FollowingTables, DDPMScheduler):  # type: ignore[misc]
             kind = LEARNED if kind == GIVEN else kind
         levels = self._levels_at(after, torch.ones(()))
         rows = ancestral_rows(*levels, self.config.prediction_type, variance, torch.tensor(noisy))
-        return AffineStep(rows, **self._bounds(), variance=kind), after, noisy
+        return AffineStep(rows, **self._estimate(), variance=kind), after, noisy
 
 
 class FastDDIMScheduler(FollowingTables, DDIMScheduler):  # type: ignore[misc]
@@ -216,7 +216,7 @@ class FastDDIMScheduler(FollowingTables, DDIMScheduler):  # type: ignore[misc]
         if self._exact:
             etas[torch.tensor(after) == END] = 0
         rows = ddim_rows(now, then, self.config.prediction_type, etas, rederive=rederive)
-        return AffineStep(rows, **self._bounds())
+        return AffineStep(rows, **self._estimate())
 
 
 def _row(timestep: int | Tensor, t: int | None, after: list[int]) -> int | Tensor:
@@ -231,9 +231,8 @@ def _row(timestep: int | Tensor, t: int | None, after: list[int]) -> int | Tenso
 
 def _drawn(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
     """Normal noise, as diffusers draws it."""
-    given = generator if isinstance(generator, list) else [generator]
+    given = generator if isinstance(generator, list) else [generator or torch.default_generator]
     here = [one for one in given if isinstance(one, torch.Generator) and one.device == CPU]
-    # torch's own generator, which threads may share, is left to torch.
     if not here or len(here) != len(given) or not plain(like):
         drawn: Tensor = randn_tensor(shape, generator, like.device, like.dtype)
         return drawn

@@ -17,10 +17,10 @@ from fastddpm.kernels.ancestral_step.call import StepCall
 from fastddpm.noise import Purpose
 from fastddpm.ops.backends import choose_backend, triton_unsupported
 from fastddpm.ops.library import cpu_library, unsupported_tensors
+from fastddpm.ops.program_abi import Prediction
 from fastddpm.ops.registry import register
 
 # Codes of fastddpm.h.
-_PREVIOUS_SAMPLE = 1
 VARIANCE_CODES = {"fixed_small": 0, "fixed_large": 0, "learned": 1, "learned_range": 2}
 
 
@@ -65,7 +65,8 @@ def ancestral_step_(
         noise: float32 [B, C, *spatial], or a `Draw`.
         table: float32 [T, 10], the columns STEP_COLUMNS (`GaussianDiffusion.step_table`).
         i: int64 [1], the row; read where it lies.
-        prediction: "epsilon", "sample", "v_prediction" or "previous_sample".
+        prediction: "epsilon", "sample", "v_prediction" or "previous_sample"; or "epsilon_in_x",
+            for a table whose x0_from_output is of ε's share in x (reference.py).
         variance: "fixed_small", "fixed_large", "learned" or "learned_range".
         clip: bound of |x_0|, above 0; None for no bound.
         x_0: float32 like x, contiguous: receives the estimate of x_0. It may be the noise: then
@@ -239,7 +240,7 @@ def _cpu(call: StepCall) -> None:
         "fastddpm_ancestral_step",
         *(address(name) for name in ("x", "x_0", "x", "model_output", "noise", "table")),
         *(len(call.table), address("i"), len(call.x), math.prod(call.x.shape[1:])),
-        _PREVIOUS_SAMPLE if call.prediction == "previous_sample" else 0,
+        Prediction.of(call.prediction),
         *(VARIANCE_CODES[call.variance], math.inf if call.clip is None else call.clip),
         # The C ABI takes the seed's 64 bits without a sign.
         0 if call.seed is None else int(call.seed) & 0xFFFFFFFFFFFFFFFF,

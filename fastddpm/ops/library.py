@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastddpm.ops import program_abi
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 LIBRARY_NAME = "libfastddpm_cpu" + (".dylib" if sys.platform == "darwin" else ".so")
 ISA_VARIABLE = "FASTDDPM_CPU_ISA"
 

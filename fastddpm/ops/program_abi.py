@@ -18,6 +18,12 @@ ALIGN_BYTES = 64
 class Prediction(IntEnum):
     OTHER = 0
     PREVIOUS_SAMPLE = 1
+    EPSILON_IN_X = 2
+
+    @classmethod
+    def of(cls, name: str) -> Prediction:
+        """The code of a step's prediction."""
+        return cls.__members__.get(name.upper(), cls.OTHER)
 
 
 class Variance(IntEnum):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastddpm.kernels.ancestral_step.reference import (
     LEARNED_VARIANCES,
-    PREDICTIONS,
     STEP_COLUMNS,
+    STEP_PREDICTIONS,
     VARIANCES,
 )
 
@@ -63,7 +63,7 @@ class StepCall(NamedTuple):
 
     def check(self) -> None:
         """Raise ValueError unless names, shapes and dtypes are as the docstring says."""
-        _choice("prediction", self.prediction, PREDICTIONS)
+        _choice("prediction", self.prediction, STEP_PREDICTIONS)
         _choice("variance", self.variance, VARIANCES)
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip: expected a number above 0 or None, got {self.clip}")

@@ -121,6 +121,7 @@ CASES = (
     Case("sample", (2, 3, 16, 16), prediction="sample"),
     Case("v_prediction", (2, 3, 16, 16), prediction="v_prediction"),
     Case("previous_sample", (2, 3, 16, 16), prediction="previous_sample"),
+    Case("epsilon_in_x", (2, 3, 16, 16), prediction="epsilon_in_x"),
     Case("learned", (2, 3, 16, 16), variance="learned"),
     Case("learned_range", (2, 3, 16, 16), variance="learned_range"),
     Case("learned_range_draws", (2, 3, 9, 5), variance="learned_range", draws=True),

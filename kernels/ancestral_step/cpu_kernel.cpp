@@ -15,14 +15,10 @@ using fastddpm::blocks_per_sample;
 
 constexpr uint32_t REVERSE = 1;  // Purpose.REVERSE of fastddpm/noise.py
 
-static inline f32 select(i32 condition, f32 yes, f32 no) {
-  return as_f32((as_i32(yes) & condition) | (as_i32(no) & ~condition));
-}
-
 // A comparison with NaN is false, so NaN stays.
 static inline f32 clamp(f32 v, float low, float high) {
-  v = select(v < low, broadcast(low), v);
-  return select(v > high, broadcast(high), v);
+  v = v < low ? broadcast(low) : v;
+  return v > high ? broadcast(high) : v;
 }
 
 // 2^n for n in [-126, 127]; any other n, as NaN leads to, gives some number.
@@ -46,53 +42,93 @@ static inline f32 exponential(f32 x) {
   return polynomial(TAYLOR, r) * power_of_two(half) * power_of_two(exponent - half);
 }
 
-// sigma of one vector of elements; v is the variance half of the model's output.
-static inline f32 sigma_of(const float* row, int32_t variance, f32 v) {
-  if (variance == FASTDDPM_VARIANCE_FIXED) return broadcast(row[FASTDDPM_SIGMA]);
-  f32 log_variance = v;
-  if (variance == FASTDDPM_VARIANCE_LEARNED_RANGE) {
-    const f32 fraction = (v + 1.0f) * 0.5f;
-    log_variance = fraction * row[FASTDDPM_LOG_VARIANCE_MAX] +
-                   (1.0f - fraction) * row[FASTDDPM_LOG_VARIANCE_MIN];
+// What a step's arguments say of every element. A copy that no vector's store can alias stays in
+// registers.
+struct Step {
+  float x0_from_x, x0_from_output, mean_from_x0, mean_from_x, mean_from_output;
+  float sigma, log_variance_min, log_variance_max, noise_gate;
+  float clip;
+  int32_t prediction, variance;
+
+  explicit Step(const AncestralStepArguments& a)
+      : x0_from_x(a.row[FASTDDPM_X0_FROM_X]),
+        x0_from_output(a.row[FASTDDPM_X0_FROM_OUTPUT]),
+        mean_from_x0(a.row[FASTDDPM_MEAN_FROM_X0]),
+        mean_from_x(a.row[FASTDDPM_MEAN_FROM_X]),
+        mean_from_output(a.row[FASTDDPM_MEAN_FROM_OUTPUT]),
+        sigma(a.row[FASTDDPM_SIGMA]),
+        log_variance_min(a.row[FASTDDPM_LOG_VARIANCE_MIN]),
+        log_variance_max(a.row[FASTDDPM_LOG_VARIANCE_MAX]),
+        noise_gate(a.row[FASTDDPM_NOISE_GATE]),
+        clip(a.clip),
+        prediction(a.prediction),
+        variance(a.variance) {}
+
+  f32 x_0(f32 x, f32 out) const {
+    if (prediction == FASTDDPM_PREDICTION_EPSILON_IN_X) {
+      return clamp((x + out * x0_from_output) * x0_from_x, -clip, clip);
+    }
+    return clamp(x * x0_from_x + out * x0_from_output, -clip, clip);
   }
-  return row[FASTDDPM_NOISE_GATE] * exponential(log_variance * 0.5f);
+
+  f32 mean(f32 x_0, f32 x, f32 out) const {
+    if (prediction == FASTDDPM_PREDICTION_PREVIOUS_SAMPLE) return out * mean_from_output;
+    return x_0 * mean_from_x0 + x * mean_from_x;
+  }
+
+  // v is the variance half of the model's output.
+  f32 deviation(f32 v) const {
+    if (variance == FASTDDPM_VARIANCE_FIXED) return broadcast(sigma);
+    f32 log_variance = v;
+    if (variance == FASTDDPM_VARIANCE_LEARNED_RANGE) {
+      const f32 fraction = (v + 1.0f) * 0.5f;
+      log_variance = fraction * log_variance_max + (1.0f - fraction) * log_variance_min;
+    }
+    return noise_gate * exponential(log_variance * 0.5f);
+  }
+};
+
+// `count` elements, where the variance half of the output lies `elements` further, or nowhere (0).
+// Returned: lanes that are not 0 where the model's output or x_{t-1} was NaN or infinity.
+static inline f32 step_elements(const Step& step, float* x_prev, float* x_0, const float* x,
+                                const float* output, int64_t elements, const float* z,
+                                int64_t count) {
+  f32 strange = {};  // v - v is NaN for such a v, else 0
+  const auto take = [&](int64_t at, int64_t lanes) {
+    const f32 x_t = load(x + at, lanes), out = load(output + at, lanes);
+    const f32 v = elements == 0 ? out : load(output + elements + at, lanes);
+    const f32 estimate = step.x_0(x_t, out);
+    const f32 next = step.mean(estimate, x_t, out) + step.deviation(v) * load(z + at, lanes);
+    store(x_prev + at, next, lanes);
+    if (x_0 != nullptr) store(x_0 + at, estimate, lanes);
+    strange += (out - out) + (v - v) + (next - next);
+  };
+  int64_t at = 0;
+  for (; at + LANES <= count; at += LANES) take(at, LANES);
+  if (at < count) take(at, count - at);
+  return strange;
 }
 
 // Blocks [begin, end); whether the model's output and x_{t-1} are finite there.
 bool step_blocks(const AncestralStepArguments& a, int64_t begin, int64_t end) {
-  const float* row = a.row;
+  const Step step(a);
   const int64_t blocks = blocks_per_sample(a.elements);
-  const int64_t outputs = a.variance == FASTDDPM_VARIANCE_FIXED ? 1 : 2;
+  const int64_t second = a.variance == FASTDDPM_VARIANCE_FIXED ? 0 : a.elements;
   alignas(64) float drawn[BLOCK];
-  i32 strange = {};  // lanes that met NaN or infinity: v - v is NaN then, else 0
+  f32 strange = {};
   for (int64_t block = begin; block < end; ++block) {
     const int64_t sample = block / blocks, first = (block % blocks) * BLOCK;
     const int64_t count = a.elements - first < BLOCK ? a.elements - first : BLOCK;
     const int64_t offset = sample * a.elements + first;
-    const float* output = a.model_output + sample * a.elements * outputs + first;
-    const float* z = a.noise == nullptr ? drawn : a.noise + offset;
     if (a.noise == nullptr) {
       const Stream stream = stream_of(a.seed, a.indices[sample], a.timestep, REVERSE);
       for (int64_t element = 0; element < count; element += 4 * LANES) {
         normals(stream, static_cast<uint32_t>((first + element) / 4), drawn + element);
       }
     }
-    for (int64_t at = 0; at < count; at += LANES) {
-      const int64_t lanes = count - at;
-      const f32 x = load(a.x + offset + at, lanes);
-      const f32 out = load(output + at, lanes);
-      const f32 v = outputs == 2 ? load(output + a.elements + at, lanes) : out;
-      f32 x_0 = x * row[FASTDDPM_X0_FROM_X] + out * row[FASTDDPM_X0_FROM_OUTPUT];
-      x_0 = clamp(x_0, -a.clip, a.clip);
-      f32 mean = x_0 * row[FASTDDPM_MEAN_FROM_X0] + x * row[FASTDDPM_MEAN_FROM_X];
-      if (a.prediction == FASTDDPM_PREDICTION_PREVIOUS_SAMPLE) {
-        mean = out * row[FASTDDPM_MEAN_FROM_OUTPUT];
-      }
-      const f32 x_prev = mean + sigma_of(row, a.variance, v) * load(z + at, lanes);
-      store(a.x_prev + offset + at, x_prev, lanes);
-      if (a.x_0 != nullptr) store(a.x_0 + offset + at, x_0, lanes);
-      strange |= (out - out != 0.0f) | (v - v != 0.0f) | (x_prev - x_prev != 0.0f);
-    }
+    strange += step_elements(step, a.x_prev + offset, a.x_0 == nullptr ? nullptr : a.x_0 + offset,
+                             a.x + offset, a.model_output + offset + sample * second, second,
+                             a.noise == nullptr ? drawn : a.noise + offset, count);
   }
   for (int lane = 0; lane < LANES; ++lane) {
     if (strange[lane] != 0) return false;

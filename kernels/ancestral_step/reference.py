@@ -1,7 +1,8 @@
 """One reverse step from its row of the step table: the specification its fast twins agree with.
 
-    x_0     = x0_from_x x + x0_from_output output, then clamped to [-clip, clip]
-    mean    = mean_from_x0 x_0 + mean_from_x x           (mean_from_output output, if the output
+    x_0     = x0_from_x x + x0_from_output output,        (x0_from_x (x + x0_from_output output),
+              then clamped to [-clip, clip]               if the prediction is "epsilon_in_x")
+    mean    = mean_from_x0 x_0 + mean_from_x x            (mean_from_output output, if the output
                                                           is the previous sample's mean)
     x_{t-1} = mean + sigma z                              Ho et al. 2020, algorithm 2
 
@@ -9,6 +10,9 @@
             = noise_gate exp(v / 2)                       "learned": v is a log-variance
             = noise_gate exp((f max + (1 - f) min) / 2)   "learned_range", f = (v + 1) / 2:
                                                           Nichol and Dhariwal 2021, equation 15
+
+"epsilon_in_x" is "epsilon" where x0_from_output is not the noise's coefficient in x_0 but its share
+in x, -√(1-ᾱ): x and that share nearly cancel at high noise, and what is left is multiplied once.
 
 v is the second half of the output's channels; min and max are the row's log_variance_min and
 log_variance_max. Where no noise is to be added the table holds sigma = 0 and noise_gate = 0.
@@ -35,6 +39,7 @@ STEP_COLUMNS = (
     "timestep",
 )
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "previous_sample")
+STEP_PREDICTIONS = (*PREDICTIONS, "epsilon_in_x")
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 LEARNED_VARIANCES = ("learned", "learned_range")
 
@@ -61,7 +66,10 @@ def ancestral_step(
     if variance in LEARNED_VARIANCES:
         output, values = output.chunk(2, dim=1)
         sigma = _learned_sigma(row, values, variance)
-    x_0 = row["x0_from_x"] * x + row["x0_from_output"] * output
+    if prediction == "epsilon_in_x":
+        x_0 = row["x0_from_x"] * (x + row["x0_from_output"] * output)
+    else:
+        x_0 = row["x0_from_x"] * x + row["x0_from_output"] * output
     if clip is not None:
         x_0 = x_0.clamp(-clip, clip)
     if prediction == "previous_sample":

@@ -34,6 +34,11 @@ LOG_VARIANCE_MIN = tl.constexpr(STEP_COLUMNS.index("log_variance_min"))
 LOG_VARIANCE_MAX = tl.constexpr(STEP_COLUMNS.index("log_variance_max"))
 NOISE_GATE = tl.constexpr(STEP_COLUMNS.index("noise_gate"))
 
+# Of the others one kernel serves all.
+PREVIOUS_SAMPLE = tl.constexpr(1)
+EPSILON_IN_X = tl.constexpr(2)
+PREDICTION_CODES = {"previous_sample": 1, "epsilon_in_x": 2}
+
 FIXED = tl.constexpr(0)
 LEARNED = tl.constexpr(1)
 LEARNED_RANGE = tl.constexpr(2)
@@ -84,7 +89,7 @@ def ancestral_step_kernel(
     OUTPUT_LAST: tl.constexpr,
     OUTPUT_PAIRS: tl.constexpr,
     INPUT_LAST: tl.constexpr,
-    PREVIOUS_SAMPLE: tl.constexpr,
+    PREDICTION: tl.constexpr,
     VARIANCE: tl.constexpr,
     CLIPS: tl.constexpr,
     SPAN: tl.constexpr,
@@ -122,7 +127,7 @@ def ancestral_step_kernel(
             value = output[COUNT + k].to(tl.float32)
             largest = tl.maximum(largest, tl.abs(value), propagate_nan=tl.PropagateNan.ALL)
             sigma = learned_sigma(row, value, VARIANCE)
-        mean, estimate = posterior(x[k], out, row, clip, PREVIOUS_SAMPLE, CLIPS)
+        mean, estimate = posterior(x[k], out, row, clip, PREDICTION, CLIPS)
         new = mean + sigma * z[k] if VARIANCE == FIXED else tl.fma(sigma, z[k], mean)
         largest = tl.maximum(largest, tl.abs(out), propagate_nan=tl.PropagateNan.ALL)
         largest = tl.maximum(largest, tl.abs(new), propagate_nan=tl.PropagateNan.ALL)
@@ -152,12 +157,15 @@ def load_row(pointer):
 
 
 @triton.jit
-def posterior(x, output, row, clip, PREVIOUS_SAMPLE: tl.constexpr, CLIPS: tl.constexpr):
+def posterior(x, output, row, clip, PREDICTION: tl.constexpr, CLIPS: tl.constexpr):
     """(mean, x_0); every product and sum rounds by itself, in the reference's order."""
-    x_0 = row[X0_FROM_X] * x + row[X0_FROM_OUTPUT] * output
+    if PREDICTION == EPSILON_IN_X:
+        x_0 = row[X0_FROM_X] * (x + row[X0_FROM_OUTPUT] * output)
+    else:
+        x_0 = row[X0_FROM_X] * x + row[X0_FROM_OUTPUT] * output
     if CLIPS:
         x_0 = tl.clamp(x_0, -clip, clip, propagate_nan=tl.PropagateNan.ALL)
-    if PREVIOUS_SAMPLE:
+    if PREDICTION == PREVIOUS_SAMPLE:
         mean = row[MEAN_FROM_OUTPUT] * output
     else:
         mean = row[MEAN_FROM_X0] * x_0 + row[MEAN_FROM_X] * x
@@ -319,7 +327,7 @@ def launch(call: StepCall) -> Launch:
             "OUTPUT_LAST": not call.model_output.is_contiguous(),
             "OUTPUT_PAIRS": output_in_pairs(call, span),
             "INPUT_LAST": given is not None and not given.is_contiguous(),
-            "PREVIOUS_SAMPLE": call.prediction == "previous_sample",
+            "PREDICTION": PREDICTION_CODES.get(call.prediction, 0),
             "VARIANCE": VARIANCE_CODES[call.variance],
             "CLIPS": call.clip is not None,
             "SPAN": span,

@@ -80,7 +80,7 @@ int32_t fastddpm_ancestral_step(float* x_prev, float* x_0, const float* x,
                                 int32_t prediction, int32_t variance, float clip, uint64_t seed,
                                 const int64_t* indices, const int64_t* timesteps, int32_t threads) {
   if (invalid_sizes(batch, elements) || table == nullptr || row == nullptr || prediction < 0 ||
-      prediction > FASTDDPM_PREDICTION_PREVIOUS_SAMPLE || variance < 0 ||
+      prediction > FASTDDPM_PREDICTION_EPSILON_IN_X || variance < 0 ||
       variance > FASTDDPM_VARIANCE_LEARNED_RANGE || std::isnan(clip) || clip < 0) {
     return FASTDDPM_INVALID_ARGUMENT;
   }

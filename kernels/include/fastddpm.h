@@ -17,7 +17,7 @@ extern "C" {
 #define FASTDDPM_API __attribute__((visibility("default")))
 
 /* Changes whenever a signature or a meaning below changes. */
-#define FASTDDPM_ABI_VERSION 3
+#define FASTDDPM_ABI_VERSION 4
 
 enum {
   FASTDDPM_OK = 0,
@@ -29,7 +29,11 @@ enum {
 };
 
 /* What the model's output stands for, and where the variance of a step comes from. */
-enum { FASTDDPM_PREDICTION_OTHER = 0, FASTDDPM_PREDICTION_PREVIOUS_SAMPLE = 1 };
+enum {
+  FASTDDPM_PREDICTION_OTHER = 0,
+  FASTDDPM_PREDICTION_PREVIOUS_SAMPLE = 1,
+  FASTDDPM_PREDICTION_EPSILON_IN_X = 2
+};
 enum {
   FASTDDPM_VARIANCE_FIXED = 0,
   FASTDDPM_VARIANCE_LEARNED = 1,

@@ -27,6 +27,7 @@ from fastddpm.ops.program_abi import (
     Norm,
     Output,
     Pointwise,
+    Prediction,
     Resample,
     Row,
     Statistics,
@@ -179,7 +180,7 @@ class _Replay:
             noise = normal(seed, indices, timestep, (a.elements,), Purpose.REVERSE)
         x_prev, x_0 = reference.ancestral_step(
             *(state.float(), output, noise, table, index),
-            prediction="previous_sample" if a.prediction else "epsilon",
+            prediction=Prediction(a.prediction).name.lower(),
             variance=VARIANCES[a.variance],
             clip=None if math.isinf(a.clip) else a.clip,
         )

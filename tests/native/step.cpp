@@ -25,7 +25,8 @@ struct Shape {
   int options;
 };
 
-constexpr int32_t OTHER = FASTDDPM_PREDICTION_OTHER, MEAN = FASTDDPM_PREDICTION_PREVIOUS_SAMPLE;
+constexpr int32_t OTHER = FASTDDPM_PREDICTION_OTHER, MEAN = FASTDDPM_PREDICTION_PREVIOUS_SAMPLE,
+                  SHARE = FASTDDPM_PREDICTION_EPSILON_IN_X;
 constexpr int32_t FIXED = FASTDDPM_VARIANCE_FIXED, LEARNED = FASTDDPM_VARIANCE_LEARNED,
                   RANGE = FASTDDPM_VARIANCE_LEARNED_RANGE;
 
@@ -37,6 +38,8 @@ const Shape SHAPES[] = {
     {3, 67, OTHER, RANGE, 1, GIVEN_NOISE | X_0},
     {4, 3 * 5 * 9, MEAN, FIXED, 1, NONE},
     {2, 1000, MEAN, RANGE, NO_CLIP, X_0},
+    {2, 3 * 7 * 7, SHARE, RANGE, 1, X_0},
+    {2, 3 * 8 * 8, SHARE, FIXED, 1, FUNCTION | GIVEN_NOISE | X_0},
     {3, 67, OTHER, RANGE, 1, FUNCTION | X_0},
     {2, 49, MEAN, LEARNED, 1, FUNCTION | GIVEN_NOISE},
     // As much as is worth three threads.
@@ -76,7 +79,9 @@ struct Step {
     for (int64_t b = 0; b < shape.batch; ++b) {
       for (int64_t n = 0; n < shape.elements; ++n) {
         const double x_t = x.at(b, 0, 0, n), out = output.at(b, 0, 0, n);
-        const double guess = row[FASTDDPM_X0_FROM_X] * x_t + row[FASTDDPM_X0_FROM_OUTPUT] * out;
+        const double factor = shape.prediction == SHARE ? row[FASTDDPM_X0_FROM_X] : 1;
+        const double guess =
+            row[FASTDDPM_X0_FROM_X] * x_t + factor * row[FASTDDPM_X0_FROM_OUTPUT] * out;
         x_0.push_back(std::clamp(guess, -shape.clip, shape.clip));
         const double mean = shape.prediction == MEAN ? row[FASTDDPM_MEAN_FROM_OUTPUT] * out
                                                      : row[FASTDDPM_MEAN_FROM_X0] * x_0.back() +

@@ -56,9 +56,7 @@ def ancestral_step(
             table=emit.address(table.tensor),
             batch=len(x.tensor),
             elements=math.prod(x.tensor.shape[1:]),
-            prediction=(
-                Prediction.PREVIOUS_SAMPLE if prediction == "previous_sample" else Prediction.OTHER
-            ),
+            prediction=Prediction.of(prediction),
             variance=_VARIANCES.get(variance, Variance.FIXED),
             clip=math.inf if clip is None else clip,
             seed=whole(seed),
