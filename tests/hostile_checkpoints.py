@@ -22,9 +22,12 @@ from typing import Any
 import torch
 from port_references import numbered_state, pesser_state
 from safetensors.torch import save_file
-from tensor_bundle_writer import block, entry, header, table, varint
+from tensor_bundle_writer import masked, table
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, from_pretrained, save_pretrained
+from fastddpm.checkpoint.tensor_bundle.protobuf import varint
+from fastddpm.checkpoint.tensor_bundle.table import write_block
+from fastddpm.checkpoint.tensor_bundle.writer import entry, header
 from fastddpm.unet import UNet, UNetConfig
 
 CASES: dict[str, Callable[[Path], Path]] = {}
@@ -401,14 +404,12 @@ def _repeated(folder: Path) -> Path:
 
 def _with_block(compressed: bytes, plain: bytes = b"", restarts: int = 1, times: int = 1) -> bytes:
     """A table whose one data block is given, compressed or plain; its index has it `times`."""
-    from tensor_bundle_writer import masked
-
     plain += bytes(4 * restarts) + struct.pack("<I", restarts)
     stored = compressed + b"\1" if compressed else plain + b"\0"
     out = bytearray(stored + struct.pack("<I", masked(stored)))
     handle = varint(0) + varint(len(stored) - 1)
     parts = []
-    for contents in (block([]), block([(b"z", handle)] * times)):
+    for contents in (write_block([]), write_block([(b"z", handle)] * times)):
         parts.append(varint(len(out)) + varint(len(contents)))
         out += contents + b"\0" + struct.pack("<I", masked(contents + b"\0"))
     return bytes(out) + b"".join(parts).ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)

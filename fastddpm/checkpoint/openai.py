@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastddpm.checkpoint.files import read_json, refuse_file_name, replace_folder
+from fastddpm.checkpoint.files import encoded, read_json, refuse_file_name, replace_folder
 from fastddpm.checkpoint.fit import OPENAI_SWITCHES, build, check_fit, shapes
 from fastddpm.checkpoint.openai_export import openai_kwargs
 from fastddpm.checkpoint.openai_kwargs import diffusion_of, read_kwargs, unet_config
@@ -69,4 +69,5 @@ def save_openai(folder: str | os.PathLike[str], unet: UNet, diffusion: GaussianD
     refuse_file_name(Path(folder))
     kwargs = openai_kwargs(unet.config, diffusion)
     state = {k: v.contiguous() for k, v in to_openai(unet.state_dict(), unet.config).items()}
-    replace_folder(Path(folder), {KWARGS: json.dumps(kwargs, indent=2) + "\n"}, WEIGHTS, state)
+    text = json.dumps(kwargs, indent=2) + "\n"
+    replace_folder(Path(folder), {WEIGHTS: encoded(WEIGHTS, state), KWARGS: text})

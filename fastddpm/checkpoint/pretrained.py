@@ -13,6 +13,7 @@ from typing import Any
 from fastddpm.checkpoint.diffusers import CONFIG, WEIGHTS, read_unet, write_config
 from fastddpm.checkpoint.files import (
     TENSOR_SUFFIXES,
+    encoded,
     read_file,
     read_json,
     refuse_file_name,
@@ -135,9 +136,10 @@ def save_pretrained(
         SCHEDULER: write_scheduler(diffusion),
         CONFIG: write_config(unet.config),
     }
-    texts = {name: json.dumps(value, indent=2) + "\n" for name, value in contents.items()}
     state = {key: value.detach().cpu().contiguous() for key, value in unet.state_dict().items()}
-    replace_folder(Path(folder), texts, WEIGHTS, state)
+    files: dict[str, str | bytes] = {WEIGHTS: encoded(WEIGHTS, state)}
+    files |= {name: json.dumps(value, indent=2) + "\n" for name, value in contents.items()}
+    replace_folder(Path(folder), files)
 
 
 def builtin_names() -> list[str]:
