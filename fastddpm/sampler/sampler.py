@@ -300,9 +300,11 @@ class Sampler(Editing):
         progress: Progress | None = None,
     ) -> Measured:
         """What the model does on data, at every timestep: for the analytic variance and the best
-        timesteps. images: float [B, C, H, W] in [-1, 1]; a thousand are plenty. The sampler's
+        timesteps. images: float [B, C, H, W] in [-1, 1], or within the diffusion's ``clip``; a
+        thousand are plenty. The sampler's
         ``batch_size`` of them run at once, 64 by default. See measured.py."""
         x_0 = self._runs.images("images", images)
+        arguments.within("images", x_0, self.diffusion.clip)
         rows = self._runs.labels(labels, len(x_0))
         given = (self.diffusion, x_0, seed, rows, progress, self.batch_size or AT_ONCE)
         return measure(self._runs.network(), *given)
