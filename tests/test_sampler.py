@@ -397,7 +397,7 @@ def test_wrong_samplers_are_refused() -> None:
         Sampler(rowwise, d, dtype="bfloat16", shape=SHAPE)  # type: ignore[arg-type]  # wrong
     with pytest.raises(ValueError, match="a GaussianDiffusion, got None"):
         Sampler(rowwise, None, shape=SHAPE)  # type: ignore[arg-type]  # wrong on purpose
-    with pytest.raises(ValueError, match="expected cpu, cuda, cuda:1, .* got 'foo'"):
+    with pytest.raises(ValueError, match=r"expected cpu, cuda, cuda:1, .* got 'foo'"):
         Sampler(rowwise, d, device="foo", shape=SHAPE)
     for wrong in ("3", (3, -1, 16), (3,), 5):
         with pytest.raises(ValueError, match="shape"):
