@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import STEPS, fails, sampler_of, samples_of, save, small_unet, succeeds
+from cli_runs import STEPS, fails, sampler_of, samples_of, save, small_unet, succeeds
 
 from fastddpm.sampler import to_uint8
 
