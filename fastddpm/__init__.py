@@ -1,4 +1,4 @@
-"""fastddpm: exact DDPM sampling, training and evaluation (Ho, Jain, Abbeel 2020).
+"""fastddpm: exact DDPM sampling and training (Ho, Jain, Abbeel 2020).
 
     unet, diffusion = fastddpm.from_pretrained("mnist")
     images = fastddpm.Sampler(unet, diffusion).sample(64, seed=0)     # float32 [64, 1, 28, 28]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -353,6 +353,10 @@ def _shifted(alphas_cumprod: Tensor) -> Tensor:
 
 def _integers(timesteps: Tensor | Sequence[int]) -> Tensor:
     """Timesteps as a one-dimensional int64 tensor on the CPU."""
+    if not isinstance(timesteps, Tensor | Iterable):
+        raise ValueError(
+            f"expected a list of timesteps (fastddpm.timesteps makes some), got {timesteps!r}"
+        )
     steps = torch.as_tensor(timesteps if isinstance(timesteps, Tensor) else list(timesteps))
     integer = not (steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool)
     if steps.ndim != 1 or (steps.numel() and not integer):

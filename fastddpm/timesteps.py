@@ -104,7 +104,7 @@ def spaced(name: str, T: int, n: int) -> Tensor:
 
     Raises ValueError for an unknown name (the message lists them) or n outside [1, T].
     """
-    if name not in SPACINGS:
+    if not isinstance(name, str) or name not in SPACINGS:
         raise ValueError(f"expected a spacing in {', '.join(SPACINGS)}, got {name!r}")
     return SPACINGS[name](T, n)
 

@@ -1,6 +1,6 @@
-"""TensorFlow checkpoints written byte by byte, after the format's documents, not after the reader.
+"""TensorFlow checkpoints with the liberties that tests need: Snappy, small blocks, many data files.
 
-`write_bundle` makes what tf.train.Saver makes; its parts take the liberties that tests need.
+Checksums are computed one byte at a time, beside those of the library.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fastddpm.checkpoint.tensor_bundle.protobuf import varint
+from fastddpm.checkpoint.tensor_bundle.table import MAGIC, write_block
+from fastddpm.checkpoint.tensor_bundle.writer import entry, header
+
 FLOAT, DOUBLE, INT64 = 1, 2, 9
 KINDS = {np.dtype(np.float32): FLOAT, np.dtype(np.float64): DOUBLE, np.dtype(np.int64): INT64}
-MAGIC = 0xDB4775248B80FB57
 
 
 def crc32c(data: bytes) -> int:
@@ -42,61 +45,14 @@ def masked(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
 
 
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 128:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def field(number: int, value: int | bytes) -> bytes:
-    """A varint or a length-delimited field of a message."""
-    if isinstance(value, bytes):
-        return varint(number << 3 | 2) + varint(len(value)) + value
-    return varint(number << 3) + varint(value % 2**64)
-
-
-def entry(
-    shape: tuple[int, ...], offset: int, data: bytes, dtype: int = FLOAT, shard: int = 0
-) -> bytes:
-    """BundleEntryProto of a tensor."""
-    sizes = b"".join(field(2, field(1, size)) for size in shape)
-    message = field(1, dtype) + field(2, sizes)
-    message += field(3, shard) if shard else b""
-    message += field(4, offset) if offset else b""
-    return message + field(5, len(data)) + varint(6 << 3 | 5) + struct.pack("<I", masked(data))
-
-
-def header(shards: int = 1) -> bytes:
-    """BundleHeaderProto: little-endian, version 1."""
-    return field(1, shards) + field(3, field(1, 1))
-
-
-def block(pairs: list[tuple[bytes, bytes]], interval: int = 16) -> bytes:
-    """Entries with shared prefixes, restarting every `interval` keys."""
-    out, restarts, last = bytearray(), [], b""
-    for i, (key, value) in enumerate(pairs):
-        shared = 0
-        if i % interval == 0:
-            restarts.append(len(out))
-        else:
-            while shared < min(len(last), len(key)) and last[shared] == key[shared]:
-                shared += 1
-        out += varint(shared) + varint(len(key) - shared) + varint(len(value))
-        out += key[shared:] + value
-        last = key
-    return bytes(out) + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
-
-
 def table(pairs: list[tuple[bytes, bytes]], per_block: int = 40, compress: bool = False) -> bytes:
     """A sorted table; `compress` stores its blocks as Snappy literals and copies."""
     out, index = bytearray(), []
     for start in range(0, len(pairs), per_block):
         some = pairs[start : start + per_block]
-        index.append((some[-1][0], _append(out, block(some), compress)))
-    metaindex = _append(out, block([]), False)
-    handles = metaindex + _append(out, block(index, interval=1), compress)
+        index.append((some[-1][0], _append(out, write_block(some), compress)))
+    metaindex = _append(out, write_block([]), False)
+    handles = metaindex + _append(out, write_block(index, restart_interval=1), compress)
     return bytes(out) + handles.ljust(40, b"\0") + struct.pack("<Q", MAGIC)
 
 

@@ -12,7 +12,7 @@ from test_checkpoint_ports import write_ckpt, write_ho
 from typer.testing import CliRunner
 
 from fastddpm.checkpoint import from_pretrained, save_ho, save_pretrained, to_openai
-from fastddpm.checkpoint.openai_export import effective
+from fastddpm.checkpoint.differences import effective
 from fastddpm.checkpoint.openai_kwargs import read_kwargs, unet_config
 from fastddpm.cli import app
 from fastddpm.diffusion import GaussianDiffusion
@@ -125,7 +125,7 @@ def test_refusals(unet: UNet, tmp_path: Path) -> None:
     assert code == 1 and "no arguments for NoiseSchedule" in output
     assert not (tmp_path / "out").exists()
     code, output = convert(model, tmp_path / "out", "--to", "onnx")
-    assert code == 1 and "diffusers, openai, pesser" in output
+    assert code == 1 and "diffusers, openai, ho, pesser, pytorch-ddpm" in output
     code, output = convert(tmp_path / "nowhere", tmp_path / "out")
     assert code == 1 and "found nothing" in output
     code, output = convert(model, tmp_path / "out.safetensors", "--to", "diffusers")

@@ -366,3 +366,40 @@ def test_plain_values_beside_the_network_are_no_harm(checkpoint: Path) -> None:
     value = read_pickle(checkpoint / "all.pt")
     assert value.keys() == {"state_dict", *beside}
     assert value["schedule"]["milestones"] == {3: 1, 5: 1}
+
+
+# ---- mapped or copied
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_weights_in_the_mapping_of_their_file(
+    mapped: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Tensor] = {}
+
+    def load(path: Path) -> dict[str, Tensor]:
+        seen.update(load_file(path))
+        return seen
+
+    monkeypatch.setattr("safetensors.torch.load_file", load)
+    unet, _ = from_pretrained(checkpoint, mapped=mapped)
+    for key, value in unet.state_dict().items():
+        assert (value.data_ptr() == seen[key].data_ptr()) == mapped
+    # Replaced, not written into: what is mapped is the old file.
+    save_pretrained(checkpoint, filled(2.0), diffusion())
+    assert all(bool((value == 1.0).all()) for value in unet.state_dict().values())
+
+
+def test_nothing_else_is_mapped(checkpoint: Path) -> None:
+    """Names of a torch file may share their numbers, and half precision is not what is run."""
+    state = load_file(checkpoint / WEIGHTS)
+    shared = state["down_blocks.0.resnets.0.norm1.weight"]
+    state["down_blocks.0.resnets.0.norm2.weight"] = shared
+    (checkpoint / WEIGHTS).unlink()
+    torch.save(state, checkpoint / "diffusion_pytorch_model.bin")
+    block: Any = from_pretrained(checkpoint, mapped=True)[0].down_blocks[0]
+    block = block.resnets[0]
+    assert block.norm1.weight.data_ptr() != block.norm2.weight.data_ptr()
+    (checkpoint / "diffusion_pytorch_model.bin").unlink()
+    save_file({key: value.half().clone() for key, value in state.items()}, checkpoint / WEIGHTS)
+    assert from_pretrained(checkpoint, mapped=True)[0].conv_in.weight.dtype == torch.float32

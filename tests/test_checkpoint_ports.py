@@ -131,9 +131,8 @@ def _without_draws(sizes: dict[str, Any], level: int) -> State:
 
 def _config_of(state: State) -> fastddpm.UNetConfig:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastddpm.checkpoint.ports.build", lambda config, state: config)
-        config: Any = read_network(PESSER, state, "shapes")
-    return config  # type: ignore[no-any-return]
+        patch.setattr("fastddpm.checkpoint.ports.fill", lambda unet, state: unet)
+        return read_network(PESSER, state, "shapes").config
 
 
 def test_the_variance_that_each_was_sampled_with(tmp_path: Path) -> None:

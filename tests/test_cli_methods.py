@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import STEPS, fails, sampler_of, samples_of, save, small_unet, succeeds
+from cli_runs import STEPS, fails, sampler_of, samples_of, save, small_unet, succeeds
 
 from fastddpm.sampler import to_uint8
 
@@ -60,7 +60,7 @@ def test_the_analytic_variance_comes_from_a_file(model: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "euler"], "method is one of"),
+        (["--method", "euler"], "--method is one of ancestral, ddim, dpm-solver++; got 'euler'"),
         (["--method", "ddim-inverse"], "Sampler.invert"),
         (["--eta", "0.5"], "for method 'ddim'"),
         (["--clip", "wide"], "--clip is a number"),
@@ -69,6 +69,8 @@ def test_the_analytic_variance_comes_from_a_file(model: str, tmp_path: Path) -> 
         (["--null-label", "9", "--guidance", "2", "--labels", "1"], "labels must lie in 0 to 2"),
         (["--steps", "ddim7"], "integer stride"),
         (["--steps", "0"], "between 1 and T"),
+        (["--steps", "-5"], "between 1 and T = 12 timesteps, got n = -5"),
+        (["--device", "gpu"], "expected cpu, cuda, cuda:1, mps or another of torch's, got 'gpu'"),
         (["--variance", "/no/such/file"], "/no/such/file"),
     ],
 )

@@ -18,7 +18,7 @@ from fastddpm import GaussianDiffusion, NoiseSchedule, ops
 from fastddpm.engine import CannotPrepare
 from fastddpm.engine.cpu.lowering import Lowered
 from fastddpm.ops.program_abi import Conv3x3, Convolution, Pointwise, Resample
-from fastddpm.sampler.ancestral import AncestralStep, StepTables
+from fastddpm.sampler.reverse_step import ReverseStep, StepTables
 from fastddpm.sampler.unet_network import PlainNetwork
 from fastddpm.unet import UNet
 
@@ -85,13 +85,13 @@ class TestNumbers:
 
 
 @torch.no_grad()
-def chain_step(unet: UNet, diffusion: GaussianDiffusion) -> AncestralStep:
+def chain_step(unet: UNet, diffusion: GaussianDiffusion) -> ReverseStep:
     x, labels = images(unet), conditions(unet)[1]
     tables = StepTables.of(diffusion, CPU)
     draw = ops.Draw.of(5, torch.tensor([4, 9]), tables.timesteps)
     plain = PlainNetwork(unet, CPU, tables.network_t)
     made = {"labels": labels, "x_0": torch.zeros_like(x)}
-    return AncestralStep(plain, diffusion, tables, tuple(x.shape), draw, **made)
+    return ReverseStep(plain, diffusion, tables, tuple(x.shape), draw, **made)
 
 
 class TestFusions:

@@ -198,6 +198,18 @@ def test_any_costs_have_a_cheapest_path() -> None:
             cheapest_path(terms, steps)
 
 
+def test_images_beyond_the_bound() -> None:
+    """Bytes, or [0, 255] as floats, measured as if they were images: a chain never leads there."""
+    bounded = GaussianDiffusion(NoiseSchedule.linear(10), clip=1.0)
+    sampler = Sampler(lambda x, t: 0.3 * x, bounded, "reference", shape=(1, 4, 4))
+    for value in (255.0, -1.5, math.nan):
+        images = torch.zeros(3, 1, 4, 4)
+        images[1, 0, 2, 2] = value
+        with pytest.raises(ValueError, match=r"images must lie in \[-1, 1\] .* got values up to"):
+            sampler.measure(images)
+    sampler.measure(torch.full((1, 1, 4, 4), 1.0 + 1e-6))
+
+
 def test_the_terms_are_the_bounds() -> None:
     """Of the respaced chain, Design I; and the KL of two Gaussians with the best variance."""
     d, measured = small()

@@ -397,7 +397,7 @@ def test_wrong_samplers_are_refused() -> None:
         Sampler(rowwise, d, dtype="bfloat16", shape=SHAPE)  # type: ignore[arg-type]  # wrong
     with pytest.raises(ValueError, match="a GaussianDiffusion, got None"):
         Sampler(rowwise, None, shape=SHAPE)  # type: ignore[arg-type]  # wrong on purpose
-    with pytest.raises(ValueError, match="expected a torch device, got 'foo'"):
+    with pytest.raises(ValueError, match=r"expected cpu, cuda, cuda:1, .* got 'foo'"):
         Sampler(rowwise, d, device="foo", shape=SHAPE)
     for wrong in ("3", (3, -1, 16), (3,), 5):
         with pytest.raises(ValueError, match="shape"):
@@ -656,6 +656,10 @@ def test_wrong_interpolations_are_refused() -> None:
     for weight in (math.nan, math.inf):
         with pytest.raises(ValueError, match=f"lambdas must be finite numbers, got {weight}"):
             sampler.interpolate(a, b, 3, [0.5, weight])
+    wrong_kinds: list[Any] = [3, 0.5, torch.tensor(0.5), None]
+    for weights in wrong_kinds:
+        with pytest.raises(ValueError, match="lambdas must be a list of weights, got "):
+            sampler.interpolate(a, b, 3, weights)
     with pytest.raises(ValueError, match="lambdas must be finite numbers, got 'x'"):
         sampler.interpolate(a, b, 3, ["x"])  # type: ignore[list-item]  # wrong on purpose
     bytes_of_a = ((a + 1) * 127).to(torch.uint8)

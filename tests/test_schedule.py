@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +175,12 @@ def test_respacing_to_every_step_changes_nothing() -> None:
 def test_respacing_refuses(steps: list[object]) -> None:
     with pytest.raises(ValueError, match="expected"):
         NoiseSchedule.linear().respace(steps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [50, None, 3.0])
+def test_respacing_wants_a_list(steps: Any) -> None:
+    with pytest.raises(ValueError, match=f"expected a list of timesteps .* got {steps}"):
+        NoiseSchedule.linear().respace(steps)
 
 
 def test_respacing_a_respaced_chain_takes_original_timesteps() -> None:

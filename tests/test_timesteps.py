@@ -141,6 +141,12 @@ def test_a_chain_is_told_in_any_way(steps: Any, spacing: str, expected: list[int
     assert chosen.dtype == torch.int64 and chosen.tolist() == expected
 
 
+@pytest.mark.parametrize("spacing", ["cubic", [], None, 3])
+def test_spacings_that_are_none(spacing: Any) -> None:
+    with pytest.raises(ValueError, match="expected a spacing in leading, linspace, trailing, quad"):
+        timesteps.chosen(100, 10, spacing)
+
+
 LISTS = ([], [1, 1], [100], [-1], [0.5], [[1, 2]], [True], [None, 1], ["1"])
 
 

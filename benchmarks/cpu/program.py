@@ -11,6 +11,7 @@ from fastddpm.engine.cpu_program import CpuPrograms, CpuRunner
 from fastddpm.engine.plan import Step
 from fastddpm.engine.selection import Engine
 from fastddpm.sampler.chain import Chain
+from fastddpm.sampler.place import Place
 
 
 class Capture:
@@ -32,8 +33,7 @@ def captured(setup: Setup, weights: str = "float32", memory: str = "small") -> C
     unet, diffusion = fastddpm.from_pretrained(setup.folder)
     capture = Capture(CpuOptions(setup.threads, weights, memory))
     engine = Selection((Engine("cpu", "the program", capture),), "auto", {})
-    device = torch.device("cpu")
-    chain = Chain(unet, diffusion, engine, device, None)
+    chain = Chain(unet, diffusion, Place(engine, torch.device("cpu")))
     config = unet.config
     assert config.size is not None
     shape = (config.in_channels, *config.size)

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, UNet, UNetConfig, ops
 from fastddpm.sampler import unet_network
-from fastddpm.sampler.ancestral import AncestralStep, StepTables
+from fastddpm.sampler.reverse_step import ReverseStep, StepTables
 from fastddpm.sampler.unet_network import PackedNetwork
 from fastddpm.unet import PackedUNet
 
@@ -72,7 +72,7 @@ def our_step(mode: FakeTensorMode, batch: int, config: UNetConfig) -> Program:
         index = torch.empty(1, dtype=torch.int64, device=DEVICE)
     packed = _packed_network(mode, unet, tables.network_t)
     with mode:
-        step = AncestralStep(packed, diffusion, tables, shape, draw)
+        step = ReverseStep(packed, diffusion, tables, shape, draw)
 
     def captured(x: Tensor, i: Tensor) -> Tensor:
         x = step(x, i)

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastddpm.checkpoint.conform import conform
 from fastddpm.checkpoint.diffusers_weights import STEM, read_weights
 from fastddpm.checkpoint.files import read_json
-from fastddpm.checkpoint.fit import DIFFUSERS_SWITCHES, build, check_fit, shapes
+from fastddpm.checkpoint.fit import DIFFUSERS_SWITCHES, check_fit, fill, skeleton
 from fastddpm.checkpoint.schedulers import OURS, REFUSED
 from fastddpm.unet import UNet, UNetConfig
 
@@ -43,18 +43,20 @@ _PROJECTION = re.compile(
 )
 
 
-def read_unet(folder: Path, variant: str | None = None) -> UNet:
+def read_unet(folder: Path, variant: str | None = None, *, mapped: bool = False) -> UNet:
     """The network of a folder with config.json and its weights (`diffusers_weights`).
+
+    mapped: float32 weights of a safetensors file stay in its mapping.
 
     Raises:
         ValueError: a file is missing, damaged, or does not fit the other.
     """
     config = read_config(read_json(folder / CONFIG), str(folder / CONFIG))
-    expected = shapes(config, str(folder / CONFIG))
+    unet = skeleton(config, str(folder / CONFIG))
     state, path = read_weights(folder, variant)
     state = current_names(state)
-    check_fit(state, expected, str(path), DIFFUSERS_SWITCHES)
-    return build(config, state)
+    check_fit(state, unet.state_dict(), str(path), DIFFUSERS_SWITCHES)
+    return fill(unet, state, copy=not mapped or ".safetensors" not in path.suffixes)
 
 
 def read_config(values: Mapping[str, Any], source: str) -> UNetConfig:

@@ -85,15 +85,13 @@ def refuse_file_name(folder: Path) -> None:
         )
 
 
-def replace_folder(
-    folder: Path, texts: Mapping[str, str], weights: str, state: Mapping[str, Tensor]
-) -> None:
-    """Make `folder` hold the files `texts` and the tensors in `weights`, whole or not at all.
+def replace_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Make `folder` hold these files, texts and tensors (`encoded`), whole or not at all.
 
-    The last of `texts` is the one without which no reader takes the folder for a checkpoint.
-    Files under other names stay. Where only the weights change, as when training saves again, the
-    change is one rename. Otherwise the folder is exchanged by two renames: a crash just between
-    them leaves the old checkpoint whole, as `.NAME.*/old` beside its place.
+    The last of `files` is the one without which no reader takes the folder for a checkpoint.
+    Files under other names stay. Where only one changes, as when training saves again, the change
+    is one rename. Otherwise the folder is exchanged by two renames: a crash just between them
+    leaves the old checkpoint whole, as `.NAME.*/old` beside its place.
 
     Raises:
         OSError: the disk is full or the place cannot be written; what stood there still stands.
@@ -103,16 +101,15 @@ def replace_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; expected a folder, or a place for one")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    in_place = folder.is_dir() and _can_fill(folder, texts)
+    in_place = folder.is_dir() and _can_fill(folder, files)
     base = folder if in_place else folder.parent
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=base) as work:
         new, old = Path(work, "new"), Path(work, "old")
         new.mkdir()
-        atomic.write(new / weights, _encoded(weights, dict(state)))
-        for name, text in texts.items():
-            atomic.write(new / name, text)
+        for name, content in files.items():
+            atomic.write(new / name, content)
         if in_place:
-            for name in (weights, *texts):
+            for name in files:
                 os.replace(new / name, folder / name)
         elif folder.exists():
             _exchange(new, folder, old)
@@ -120,20 +117,24 @@ def replace_folder(
             new.rename(folder)
 
 
-def _encoded(name: str, state: dict[str, Tensor]) -> bytes:
-    """The contents of a safetensors or torch file, as its name says."""
+def encoded(name: str, value: Any) -> bytes:
+    """The contents of a safetensors file of a state dict, or of a torch file of plain values."""
     if name.endswith(".safetensors"):
-        return safetensors.torch.save(state, {"format": "pt"})
+        return safetensors.torch.save(value, {"format": "pt"})
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(value, buffer)
     return buffer.getvalue()
 
 
-def _can_fill(folder: Path, texts: Mapping[str, str]) -> bool:
+def _can_fill(folder: Path, files: Mapping[str, str | bytes]) -> bool:
     """Whether replacing file by file passes through no state that a reader would mistake."""
-    present = {name: (folder / name).is_file() for name in texts}
-    same = all(present[n] and (folder / n).read_bytes() == texts[n].encode() for n in texts)
-    return same or not present[list(texts)[-1]]
+    changing = [name for name, content in files.items() if not _stands(folder / name, content)]
+    return len(changing) < 2 or not (folder / list(files)[-1]).is_file()
+
+
+def _stands(path: Path, content: str | bytes) -> bool:
+    """Whether a file has this text; tensors are taken to have changed."""
+    return isinstance(content, str) and path.is_file() and path.read_bytes() == content.encode()
 
 
 def _exchange(new: Path, folder: Path, old: Path) -> None:

@@ -50,33 +50,39 @@ OPENAI_SWITCHES: Switches = (
 )
 
 
-def build(config: UNetConfig, state: Mapping[str, Tensor]) -> UNet:
-    """The network in evaluation mode with float32 copies of `state`, which must fit."""
-    # On "meta" nothing is allocated or drawn for parameters that are about to be replaced.
-    with torch.device("meta"):
-        unet = UNet(config)
-    # Copies, so that the network does not live in the file's mapping and q, k, v not in one buffer.
-    own = {
-        key: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        for key, value in state.items()
-    }
-    unet.load_state_dict(own, assign=True)
-    return unet.eval()
-
-
-def shapes(config: UNetConfig, source: str = "the configuration") -> dict[str, Tensor]:
-    """The state dict that `config` expects, as meta tensors: names and shapes without memory.
+def skeleton(config: UNetConfig, source: str = "the configuration") -> UNet:
+    """The network on "meta", for `fill`: names and shapes, with nothing allocated or drawn.
 
     Raises ValueError for a network that no machine could hold; `source` is what described it.
     """
     check_blocks(config, source)
     try:
         with torch.device("meta"):
-            return UNet(config).state_dict()
+            return UNet(config)
     # A size beyond int64.
     except (RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{source} describes an impossible network: {reason}") from error
+
+
+def fill(unet: UNet, state: Mapping[str, Tensor], *, copy: bool = True) -> UNet:
+    """A skeleton in evaluation mode with `state`, which must fit, as contiguous float32 tensors.
+
+    copy: also of tensors that are so already. What lies in a file's mapping would change, or end
+    the process with SIGBUS, when a program (cp) writes into the file or cuts it off; and q, k, v
+    that were one tensor would share a buffer.
+    """
+    own = {
+        key: value.to(torch.float32, copy=copy, memory_format=torch.contiguous_format)
+        for key, value in state.items()
+    }
+    unet.load_state_dict(own, assign=True)
+    return unet.eval()
+
+
+def shapes(config: UNetConfig) -> dict[str, Tensor]:
+    """The state dict that `config` expects, as meta tensors. Raises as `skeleton`."""
+    return skeleton(config).state_dict()
 
 
 def check_fit(

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastddpm.checkpoint.files import read_json, refuse_file_name, replace_folder
-from fastddpm.checkpoint.fit import OPENAI_SWITCHES, build, check_fit, shapes
+from fastddpm.checkpoint.files import encoded, read_json, refuse_file_name, replace_folder
+from fastddpm.checkpoint.fit import OPENAI_SWITCHES, check_fit, fill, skeleton
 from fastddpm.checkpoint.openai_export import openai_kwargs
 from fastddpm.checkpoint.openai_kwargs import diffusion_of, read_kwargs, unet_config
 from fastddpm.checkpoint.openai_names import from_openai, to_openai
@@ -52,10 +52,10 @@ def read_openai(
         kwargs = read_json(path.parent / KWARGS)
     model, process = read_kwargs(kwargs, source)
     config, diffusion = unet_config(model), diffusion_of(process, source)
-    expected = to_openai(shapes(config, source), config)
-    check_fit(state, expected, str(path), OPENAI_SWITCHES)
+    unet = skeleton(config, source)
+    check_fit(state, to_openai(unet.state_dict(), config), str(path), OPENAI_SWITCHES)
     order = model.use_new_attention_order
-    return build(config, from_openai(state, config, use_new_attention_order=order)), diffusion
+    return fill(unet, from_openai(state, config, use_new_attention_order=order)), diffusion
 
 
 def save_openai(folder: str | os.PathLike[str], unet: UNet, diffusion: GaussianDiffusion) -> None:
@@ -69,4 +69,5 @@ def save_openai(folder: str | os.PathLike[str], unet: UNet, diffusion: GaussianD
     refuse_file_name(Path(folder))
     kwargs = openai_kwargs(unet.config, diffusion)
     state = {k: v.contiguous() for k, v in to_openai(unet.state_dict(), unet.config).items()}
-    replace_folder(Path(folder), {KWARGS: json.dumps(kwargs, indent=2) + "\n"}, WEIGHTS, state)
+    text = json.dumps(kwargs, indent=2) + "\n"
+    replace_folder(Path(folder), {WEIGHTS: encoded(WEIGHTS, state), KWARGS: text})

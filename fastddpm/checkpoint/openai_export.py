@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fastddpm.checkpoint.differences import network_differences, process_differences
 from fastddpm.checkpoint.openai_kwargs import GROUPS, Process, UNetModel, diffusion_of, unet_config
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.unet import UNetConfig
@@ -30,12 +31,8 @@ def openai_kwargs(config: UNetConfig, diffusion: GaussianDiffusion) -> dict[str,
             f"OpenAI's code, which always normalises in {GROUPS} groups, cannot express this "
             f"network: {error}"
         ) from error
-    differing = [
-        f"{name}={getattr(config, name)!r}"
-        for name in effective(config)
-        if effective(config)[name] != effective(again)[name]
-    ]
-    differing += _process_differences(diffusion, process)
+    differing = network_differences(config, again)
+    differing += process_differences(diffusion, diffusion_of(process, ""))
     if config.out_channels != config.in_channels * (2 if process.learn_sigma else 1):
         differing.append(f"out_channels={config.out_channels}")
     if differing:
@@ -70,28 +67,6 @@ def _model(config: UNetConfig) -> UNetModel:
     )
 
 
-def effective(config: UNetConfig) -> dict[str, Any]:
-    """The config's fields with different spellings of one network made equal."""
-    groups = config.norm_num_groups if config.resnet_time_scale_shift == "default" else None
-    spelt = replace(
-        config,
-        sample_size=None,
-        num_train_timesteps=None,
-        act_fn="silu" if config.act_fn == "swish" else config.act_fn,
-        time_proj_dim=config.time_proj_dim or config.block_out_channels[0],
-        time_embedding_dim=config.time_channels,
-        attn_norm_num_groups=config.attn_norm_num_groups or groups,
-        num_attention_heads=None,
-        num_attention_heads_upsample=None,
-        attention_head_dim=None,
-    )
-    width = [
-        [config.attention_heads(c, up=up) for c in config.block_out_channels]
-        for up in (False, True)
-    ]
-    return asdict(spelt) | {"attention_head_dim": width}
-
-
 def _process(diffusion: GaussianDiffusion) -> Process:
     steps = len(diffusion.schedule)
     # OpenAI's linear schedule ends at beta = 20/T, which is no beta for fewer steps than 20.
@@ -109,16 +84,3 @@ def _process(diffusion: GaussianDiffusion) -> Process:
         predict_xstart=diffusion.prediction == "sample",
         rescale_timesteps=diffusion.timestep_scale is not None,
     )
-
-
-def _process_differences(diffusion: GaussianDiffusion, process: Process) -> list[str]:
-    again = diffusion_of(process, "")
-    same = torch.equal(again.schedule.betas, diffusion.schedule.betas) and torch.equal(
-        again.schedule.timesteps, diffusion.schedule.timesteps
-    )
-    names = ("prediction", "variance", "clip", "timestep_scale")
-    return ([] if same else [f"{diffusion.schedule}"]) + [
-        f"{name}={getattr(diffusion, name)!r}"
-        for name in names
-        if getattr(again, name) != getattr(diffusion, name)
-    ]

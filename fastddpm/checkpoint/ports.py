@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fastddpm.checkpoint.fit import Switches, build, check_fit, shapes
+from fastddpm.checkpoint.fit import Switches, check_fit, fill, skeleton
 from fastddpm.unet import UNet, UNetConfig
 
 # The size at which every published configuration attends, on the level that does.
@@ -78,12 +78,13 @@ def read_network(
     """
     survey = _survey(port, state, source)
     config = config_of(port, survey, source, sample_size, dropout)
-    expected = shapes(config, source)
+    unet = skeleton(config, source)
+    expected = unet.state_dict()
     names = theirs(port, survey, expected)
     wanted = {names[key]: as_matrix(value) for key, value in expected.items()}
     found = {key: as_matrix(value) for key, value in state.items()}
     check_fit(found, wanted, f"{source} ({port.name})", _SWITCHES)
-    return build(config, {key: found[names[key]].reshape(expected[key].shape) for key in expected})
+    return fill(unet, {key: found[names[key]].reshape(expected[key].shape) for key in expected})
 
 
 def theirs(port: Port, survey: Survey, keys: Mapping[str, Any]) -> dict[str, str]:

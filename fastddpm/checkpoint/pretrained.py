@@ -13,6 +13,7 @@ from typing import Any
 from fastddpm.checkpoint.diffusers import CONFIG, WEIGHTS, read_unet, write_config
 from fastddpm.checkpoint.files import (
     TENSOR_SUFFIXES,
+    encoded,
     read_file,
     read_json,
     refuse_file_name,
@@ -40,6 +41,7 @@ def from_pretrained(
     kwargs: Mapping[str, Any] | None = None,
     ema: bool = True,
     variant: str | None = None,
+    mapped: bool = False,
 ) -> tuple[UNet, GaussianDiffusion]:
     """A network (float32, on the CPU, in evaluation mode) and the process it was trained for.
 
@@ -56,6 +58,9 @@ def from_pretrained(
             [flagfile.txt]. Diffusions of lucidrains: objective.
         ema: of a checkpoint with weights and their averages take the averages; False: the weights.
         variant: of a diffusers folder, "fp16", "non_ema", ...; None: its plain files.
+        mapped: of a diffusers folder leave float32 weights in the mapping of their safetensors
+            file, which is faster and shared between processes. The file may then be replaced
+            (`save_pretrained` does) or deleted, but not written into while the network lives.
 
     A diffusers folder without a scheduler gets 1000 linear steps and diffusers' fixed_small, or
     learned_range where the network has two outputs per channel. An OpenAI state dict gets
@@ -70,7 +75,7 @@ def from_pretrained(
     if path.is_dir():
         if (path / CONFIG).is_file() or (path / "unet" / CONFIG).is_file():
             _no_kwargs(path, kwargs)
-            return _read_diffusers(path, variant)
+            return _read_diffusers(path, variant, mapped=mapped)
         if (prefix := find_prefix(path)) is None:
             path = _state_file(path)
     else:
@@ -135,9 +140,10 @@ def save_pretrained(
         SCHEDULER: write_scheduler(diffusion),
         CONFIG: write_config(unet.config),
     }
-    texts = {name: json.dumps(value, indent=2) + "\n" for name, value in contents.items()}
     state = {key: value.detach().cpu().contiguous() for key, value in unet.state_dict().items()}
-    replace_folder(Path(folder), texts, WEIGHTS, state)
+    files: dict[str, str | bytes] = {WEIGHTS: encoded(WEIGHTS, state)}
+    files |= {name: json.dumps(value, indent=2) + "\n" for name, value in contents.items()}
+    replace_folder(Path(folder), files)
 
 
 def builtin_names() -> list[str]:
@@ -179,9 +185,11 @@ def _exists(path: Path) -> bool:
         raise
 
 
-def _read_diffusers(folder: Path, variant: str | None) -> tuple[UNet, GaussianDiffusion]:
+def _read_diffusers(
+    folder: Path, variant: str | None, *, mapped: bool = False
+) -> tuple[UNet, GaussianDiffusion]:
     pipeline = not (folder / CONFIG).is_file()
-    unet = read_unet(folder / "unet" if pipeline else folder, variant)
+    unet = read_unet(folder / "unet" if pipeline else folder, variant, mapped=mapped)
     doubled = unet.config.out_channels == 2 * unet.config.in_channels
     places = [folder / SCHEDULER, folder / "scheduler" / SCHEDULER]
     if (folder.parent / MODEL_INDEX).is_file():

@@ -27,10 +27,10 @@ from fastddpm.unet import UNet
 from fastddpm.unet.embedding import sinusoidal_embedding
 
 FLAGFILE = "flagfile.txt"
+TABLE = "time_embedding.timembedding.0.weight"
+FIRST_LINEAR = "time_embedding.timembedding.1.weight"
 PREDICTIONS = {"epsilon": "epsilon", "xstart": "sample", "xprev": "previous_sample"}
 VARIANCES = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small"}
-_TABLE = "time_embedding.timembedding.0.weight"
-_FIRST_LINEAR = "time_embedding.timembedding.1.weight"
 # Angles up to T in float32: their rounding is T · 2^-24, times what libraries differ by.
 _TABLE_ERROR = 1e-3
 
@@ -68,32 +68,41 @@ def read_pytorch_ddpm(
     flags = conform(Flags, kwargs, source)
     network = dict(state)
     steps = _check_table(network, str(path))
-    del network[_TABLE]
+    del network[TABLE]
     if flags.T not in (None, steps):
-        raise ValueError(f"{source}: T={flags.T} does not fit the {steps} rows of {_TABLE}")
+        raise ValueError(f"{source}: T={flags.T} does not fit the {steps} rows of {TABLE}")
     # [sin, cos, sin, cos, ...] -> [sin, ..., cos, ...]
-    rows = network[_FIRST_LINEAR]
-    network[_FIRST_LINEAR] = torch.cat([rows[:, 0::2], rows[:, 1::2]], dim=1)
+    rows = network[FIRST_LINEAR]
+    network[FIRST_LINEAR] = torch.cat([rows[:, 0::2], rows[:, 1::2]], dim=1)
     unet = read_network(PYTORCH_DDPM, network, str(path), flags.img_size, flags.dropout)
-    return unet, _process(flags, steps, source)
+    return unet, flagged_process(flags, steps, source)
 
 
 def _check_table(state: Mapping[str, Tensor], source: str) -> int:
     """The number of rows of the stored time embedding, which must be the sinusoidal one."""
     try:
-        size(state, _FIRST_LINEAR, 1)
-        steps, width = size(state, _TABLE), size(state, _TABLE, 1)
+        size(state, FIRST_LINEAR, 1)
+        steps, width = size(state, TABLE), size(state, TABLE, 1)
     except ValueError as error:
         raise ValueError(f"{source} ({PYTORCH_DDPM.name}): {error}") from error
-    check_steps(steps, f"{source}: {_TABLE}")
-    found = state[_TABLE].float()
-    halves = sinusoidal_embedding(torch.arange(steps), width, freq_shift=0.0)
-    expected = halves.reshape(steps, 2, -1).mT.flatten(1) if width % 2 == 0 else found[:, :0]
+    check_steps(steps, f"{source}: {TABLE}")
+    found = state[TABLE].float()
+    expected = embedding_table(steps, width) if width % 2 == 0 else found[:, :0]
     if expected.shape != found.shape or not torch.allclose(
         found, expected, rtol=0, atol=_TABLE_ERROR
     ):
-        raise ValueError(f"{source}: expected the sinusoidal table of its code in {_TABLE}")
+        raise ValueError(f"{source}: expected the sinusoidal table of its code in {TABLE}")
     return steps
+
+
+def embedding_table(steps: int, width: int) -> Tensor:
+    """[steps, width], float32: sin and cos of every angle in turns."""
+    return in_turns(sinusoidal_embedding(torch.arange(steps), width, freq_shift=0.0))
+
+
+def in_turns(halves: Tensor) -> Tensor:
+    """[N, width]: columns [sin, ..., cos, ...] -> [sin, cos, sin, cos, ...]"""
+    return halves.reshape(len(halves), 2, -1).mT.flatten(1)
 
 
 def _read_flagfile(path: Path) -> dict[str, Any]:
@@ -113,7 +122,8 @@ def _read_flagfile(path: Path) -> dict[str, Any]:
     return read
 
 
-def _process(flags: Flags, steps: int, source: str) -> GaussianDiffusion:
+def flagged_process(flags: Flags, steps: int, source: str) -> GaussianDiffusion:
+    """The process of these flags. Raises ValueError for a value that its code does not have."""
     for name, known in (("mean_type", PREDICTIONS), ("var_type", VARIANCES)):
         value = getattr(flags, name)
         if value not in known:

@@ -12,7 +12,7 @@ from fastddpm.cli.errors import Commands
 app = typer.Typer(
     name="fastddpm",
     cls=Commands,
-    help="Sample, train and evaluate denoising diffusion models (Ho, Jain, Abbeel 2020).",
+    help="Sample and train denoising diffusion models (Ho, Jain, Abbeel 2020).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -21,8 +21,9 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="Layout to write: diffusers, openai (state dict and kwargs.json) or pesser (its "
-            "state dict, which ermongroup's code reads too, and Ho's kwargs.json)."
+            help="Layout to write: diffusers, openai (state dict and kwargs.json), ho (TensorFlow "
+            "checkpoint and kwargs.json), pesser (its state dict, which ermongroup's code reads "
+            "too, and Ho's kwargs.json) or pytorch-ddpm (ckpt.pt and flagfile.txt)."
         ),
     ] = "diffusers",
     kwargs: Annotated[
@@ -51,17 +52,25 @@ def convert(
 
     Example: fastddpm convert diffusion_cifar10_model/model.ckpt-790000 cifar10
     """
-    from fastddpm.checkpoint import from_pretrained, save_ho, save_openai, save_pretrained
+    from fastddpm import checkpoint
     from fastddpm.checkpoint.files import read_json, refuse_file_name
 
-    savers = {"diffusers": save_pretrained, "openai": save_openai, "pesser": save_ho}
+    savers = {
+        "diffusers": checkpoint.save_pretrained,
+        "openai": checkpoint.save_openai,
+        "ho": checkpoint.save_ho_bundle,
+        "pesser": checkpoint.save_ho,
+        "pytorch-ddpm": checkpoint.save_pytorch_ddpm,
+    }
     if to not in savers:
         raise ValueError(f"--to is one of {', '.join(savers)}; got {to!r}")
     refuse_file_name(folder)
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} is not empty: choose another folder, or --overwrite")
     arguments = None if kwargs is None else read_json(kwargs)
-    unet, diffusion = from_pretrained(source, kwargs=arguments, ema=not raw, variant=variant)
+    unet, diffusion = checkpoint.from_pretrained(
+        source, kwargs=arguments, ema=not raw, variant=variant
+    )
     savers[to](folder, unet, diffusion)
     count = sum(p.numel() for p in unet.parameters())
     typer.echo(f"{count:,} parameters, {diffusion.num_steps} steps, in {folder} ({to} layout)")

@@ -11,11 +11,10 @@ import typer
 
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.sampler import Measured, Options, arguments
+from fastddpm.sampler.methods import METHODS
 from fastddpm.sampler.recipe import Recipe
 
-Method: TypeAlias = Annotated[
-    str, typer.Option(help="ancestral, ddim, dpm-solver++ (2M), or ddim-inverse.")
-]
+Method: TypeAlias = Annotated[str, typer.Option(help="ancestral, ddim, or dpm-solver++ (2M).")]
 Eta: TypeAlias = Annotated[
     float, typer.Option(min=0, max=1, help="Noise of ddim: 0 none, 1 as much as ancestral.")
 ]
@@ -61,9 +60,12 @@ def check(
     options: Options, diffusion: GaussianDiffusion, classes: list[int] | None, unet: Any
 ) -> None:
     """ValueError for options that do not fit together, before anything is written."""
-    recipe = Recipe.of(diffusion, options)
-    if recipe.method == "ddim-inverse":
+    if options["method"] == "ddim-inverse":
         raise ValueError("--method ddim-inverse leads from images to noise: see Sampler.invert")
+    if options["method"] not in METHODS:
+        drawing = ", ".join(method for method in METHODS if method != "ddim-inverse")
+        raise ValueError(f"--method is one of {drawing}; got {options['method']!r}")
+    recipe = Recipe.of(diffusion, options)
     recipe.steps(recipe.diffusion(diffusion))
     if recipe.guided:
         rows = None if classes is None else torch.tensor(classes)

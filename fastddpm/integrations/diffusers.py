@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.checkpoint.diffusers import current_names, read_config
-from fastddpm.checkpoint.fit import DIFFUSERS_SWITCHES, build, check_fit, shapes
+from fastddpm.checkpoint.fit import DIFFUSERS_SWITCHES, check_fit, fill, shapes, skeleton
 from fastddpm.integrations.accelerated import Accelerated
 from fastddpm.unet import UNet
 
@@ -115,7 +115,7 @@ class DiffusersReader:
 
     def unet(self, model: nn.Module) -> UNet:
         """The same network, float32."""
-        return build(self.config, self.weights(model))
+        return fill(skeleton(self.config), self.weights(model))
 
 
 class AcceleratedUNet2DModel(Accelerated):

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastddpm.checkpoint.fit import OPENAI_SWITCHES, build, check_fit, shapes
+from fastddpm.checkpoint.fit import OPENAI_SWITCHES, check_fit, fill, shapes, skeleton
 from fastddpm.checkpoint.openai_kwargs import UNetModel, unet_config
 from fastddpm.checkpoint.openai_names import from_openai, to_openai
 from fastddpm.integrations.accelerated import Accelerated
@@ -54,7 +54,7 @@ class OpenAIReader:
 
     def unet(self, model: nn.Module) -> UNet:
         """The same network, float32."""
-        return build(self.config, self.weights(model))
+        return fill(skeleton(self.config), self.weights(model))
 
 
 def _arguments(model: nn.Module) -> UNetModel:

@@ -97,8 +97,11 @@ def label_rows(labels: Labels, count: int, model: Any, device: torch.device) -> 
 
 def weights(lambdas: Iterable[float] | Tensor | Array) -> list[float]:
     """The weights of an interpolation, at least one and each finite."""
-    listed = []
-    for weight in lambdas:
+    listed: list[float] = []
+    given = _plain(lambdas)
+    if not isinstance(given, Iterable):
+        raise ValueError(f"lambdas must be a list of weights, got {_described(lambdas)}")
+    for weight in given:
         try:
             number = float(weight)
         except (TypeError, ValueError):
@@ -122,6 +125,17 @@ def images(name: str, value: Any) -> Tensor:
             f"them of bytes), got {tensor.dtype}"
         )
     return tensor
+
+
+def within(name: str, images: Tensor, bound: float | None) -> None:
+    """ValueError for images with values beyond the bound of x_0, which no chain leads to."""
+    largest = float(images.abs().max()) if images.numel() else 0.0
+    # Not so for NaN, either. Last bits of a picture that went through a network do not count.
+    if bound is not None and not largest <= bound * (1 + 1e-3):
+        raise ValueError(
+            f"{name} must lie in [{-bound:g}, {bound:g}] (fastddpm.sampler.from_uint8 makes such "
+            f"of bytes), got values up to {largest:.4g}"
+        )
 
 
 def guidance(

@@ -14,16 +14,17 @@ from torch import Tensor
 
 from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
-from fastddpm.engine import Plan, Runner, RunnerCache, Selection
-from fastddpm.sampler.ancestral import AncestralStep, StepTables
+from fastddpm.engine import Plan, Runner, RunnerCache
 from fastddpm.sampler.conditions import NO_CONDITIONS, Conditions
-from fastddpm.sampler.edited import EditedEstimate
+from fastddpm.sampler.edited_estimate import EditedEstimate
 from fastddpm.sampler.guidance import Guidance
 from fastddpm.sampler.model import Model, evaluated, isolated
 from fastddpm.sampler.network import Network, Networks
 from fastddpm.sampler.noise_source import CounterNoise, NoiseSource
+from fastddpm.sampler.place import Place
 from fastddpm.sampler.recipe import OWN, Recipe
 from fastddpm.sampler.repaint import Known
+from fastddpm.sampler.reverse_step import ReverseStep, StepTables
 
 # How often the host looks whether the chain is still finite; each look waits for the device.
 CHECK_EVERY = 50
@@ -62,7 +63,7 @@ class Kind:
 class Prepared(NamedTuple):
     """A step with its static tensors, and the runner that an engine made of it."""
 
-    step: AncestralStep
+    step: ReverseStep
     runner: Runner
     guidance: Guidance | None
     known: Known | None
@@ -72,7 +73,6 @@ class Chain:
     """The reverse chain of one model under one diffusion, prepared once for each kind of call.
 
     diffusion: of all timesteps that the recipe chooses from.
-    tf32:      whether float32 products may be rounded to TF32 on a GPU.
     networks:  the model's; None: this chain's own.
     """
 
@@ -80,22 +80,16 @@ class Chain:
         self,
         model: Model,
         diffusion: GaussianDiffusion,
-        engine: Selection,
-        device: torch.device,
-        dtype: torch.dtype | None,
-        *,
-        tf32: bool = False,
+        place: Place,
         recipe: Recipe = OWN,
         networks: Networks | None = None,
     ) -> None:
         self.diffusion = recipe.diffusion(diffusion)
-        self.engine = engine
-        self.device = device
-        self._tf32 = tf32
+        self.place = place
         self._recipe = recipe
         self.method, self._known_rows = recipe.steps(self.diffusion)
-        self._tables = StepTables.of_method(self.method, device)
-        self._networks = networks or Networks(model, device, dtype, engine)
+        self._tables = StepTables.of_method(self.method, place.device)
+        self._networks = networks or Networks(model, place)
         self._turn = threading.Lock()
         self._network: Network | None = None
         self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
@@ -112,7 +106,7 @@ class Chain:
 
     def counter_noise(self, seed: int, indices: Tensor, shape: tuple[int, ...]) -> CounterNoise:
         """The counter's noise for the samples ``indices``, int64 [B], of shape (C, H, W)."""
-        return CounterNoise(seed, indices.to(self.device), shape, self.engine.backend)
+        return CounterNoise(seed, indices.to(self.place.device), shape, self.place.engine.backend)
 
     def decode(
         self,
@@ -228,11 +222,11 @@ class Chain:
     def running(self) -> Iterator[None]:
         """What holds while the network runs: evaluation mode, no gradients, and the precision asked
         for; the caller's own settings are restored after."""
-        plain = self.engine.backend == "reference"
+        plain = self.place.engine.backend == "reference"
         network = self._network or self._refreshed()
         with (
             evaluated(network.modules),
-            isolated(self.device, tf32=self._tf32),
+            isolated(self.place.device, tf32=self.place.tf32),
             ops.using("reference") if plain else nullcontext(),
         ):
             yield
@@ -240,7 +234,7 @@ class Chain:
     def _refreshed(self) -> Network:
         """The network with the weights of this moment. They are read anew even where nothing tells
         that they changed: against a chain it costs nothing."""
-        with self._turn, isolated(self.device, tf32=self._tf32):
+        with self._turn, isolated(self.place.device, tf32=self.place.tf32):
             if self._network is None or self._network.refresh(reread=True):
                 self._kept.clear()
                 self._network = self._networks.of(self._tables.network_t)
@@ -250,26 +244,26 @@ class Chain:
         self, network: Network, kind: Kind, noise: NoiseSource, labels: Tensor | None
     ) -> Prepared:
         def buffer() -> Tensor:
-            return torch.zeros(kind.shape, dtype=torch.float32, device=self.device)
+            return torch.zeros(kind.shape, dtype=torch.float32, device=self.place.device)
 
         method, shape, rows = self.method, kind.shape, self._tables.rows
         guidance = known = edited = None
         if self._recipe.guided:
             learns = self.diffusion.learns_variance
-            guidance = Guidance(shape, self.device, learns_variance=learns)
+            guidance = Guidance(shape, self.place.device, learns_variance=learns)
         if self._known_rows is not None:
-            known_rows = self._known_rows.to(self.device, torch.float32)
-            known = Known(known_rows, shape, self.engine.backend)
+            known_rows = self._known_rows.to(self.place.device, torch.float32)
+            known = Known(known_rows, shape, self.place.engine.backend)
         if self._recipe.edits or method.in_halves:
             edited = EditedEstimate(self._recipe.edits, rows, shape, stochastic=method.stochastic)
         drawn = noise.allocate(shape[0], self._tables.timesteps) if method.stochastic else None
-        step = AncestralStep(
+        step = ReverseStep(
             network,
             method,
             self._tables,
             shape,
             drawn,
-            backend=self.engine.backend,
+            backend=self.place.engine.backend,
             labels=labels,
             x_0=buffer() if kind.estimates or drawn is None else None,
             first=None if method.first is None else method.first.to(rows),
@@ -277,8 +271,8 @@ class Chain:
             edited=edited,
             known=known,
         )
-        plan = Plan(shape, self.num_steps, self.device, fused=network.fused)
-        return Prepared(step, self.engine.prepare(step, plan), guidance, known)
+        plan = Plan(shape, self.num_steps, self.place.device, fused=network.fused)
+        return Prepared(step, self.place.engine.prepare(step, plan), guidance, known)
 
 
 def _is_checked(shown_every: int, i: int) -> bool:

@@ -84,7 +84,7 @@ def _checked(
         )
     if not 0 <= t < chain.num_steps:
         raise ValueError(f"t must be a step index from 0 to {chain.num_steps - 1}, got {t}")
-    first, second = (v.to(chain.device, torch.float32) for v in (a, b))
+    first, second = (v.to(chain.place.device, torch.float32) for v in (a, b))
     return (first[None], second[None]) if a.ndim == sample else (first, second)
 
 
@@ -99,9 +99,9 @@ def _noise(
 ) -> tuple[Tensor, Tensor, NoiseSource]:
     """The two encoders' noise, [draws, C, H, W] each, and the chain's, for copies * draws rows."""
     if noise is not None:
-        given = GivenNoise(noise, (draws, *shape), chain.device)
+        given = GivenNoise(noise, (draws, *shape), chain.place.device)
         return given.draw(chain.num_steps), given.draw(chain.num_steps), given
-    rows = torch.arange(draws, dtype=torch.int64, device=chain.device)
+    rows = torch.arange(draws, dtype=torch.int64, device=chain.place.device)
     step = int(chain.diffusion.schedule.timesteps[t])
     z_a, z_b = (
         ops.normal(
@@ -110,7 +110,7 @@ def _noise(
             step,
             shape,
             Purpose.INTERPOLATION,
-            backend=chain.engine.backend,
+            backend=chain.place.engine.backend,
         )
         for which in (0, 1)
     )
@@ -128,10 +128,10 @@ def _mix(
     encoded = []
     for images, z in zip(pairs, noises, strict=True):
         x_0 = images.repeat(z.shape[0] // images.shape[0], *[1] * (images.ndim - 1))
-        steps = torch.full((z.shape[0],), t, dtype=torch.int64, device=chain.device)
+        steps = torch.full((z.shape[0],), t, dtype=torch.int64, device=chain.place.device)
         encoded.append(chain.diffusion.q_sample(x_0, steps, z))
     # [1, B, ...] with noise shared by all lambdas, [L, B, ...] with resampling
     x_a, x_b = (e.reshape(-1, *pairs[0].shape) for e in encoded)
-    weight = torch.tensor(list(lambdas), dtype=torch.float32, device=chain.device)
+    weight = torch.tensor(list(lambdas), dtype=torch.float32, device=chain.place.device)
     weight = weight.reshape(-1, *[1] * pairs[0].ndim)
     return ((1 - weight) * x_a + weight * x_b).flatten(0, 1)

@@ -64,7 +64,7 @@ class Method:
     @property
     def in_halves(self) -> bool:
         """Whether the estimate of the step before has a share that no deviation can stand for,
-        since the network's own would have that place: see edited.py."""
+        since the network's own would have that place: see edited_estimate.py."""
         return self.first is not None and self.variance != "fixed_small"
 
 

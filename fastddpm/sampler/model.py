@@ -87,9 +87,11 @@ def device_of(model: Model, device: torch.device | str | None) -> torch.device:
         return torch.device("cpu") if first is None else first.device
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
-        message = str(error).partition("\n")[0]
-        raise ValueError(f"device: expected a torch device, got {device!r} ({message})") from error
+    # A name that is none, and what is no name.
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device: expected cpu, cuda, cuda:1, mps or another of torch's, got {device!r}"
+        ) from error
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device {str(wanted)!r} was asked for, but this torch sees no CUDA device"

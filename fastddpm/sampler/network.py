@@ -23,6 +23,7 @@ from fastddpm.sampler.model import (
     unet_of,
     unwrapped,
 )
+from fastddpm.sampler.place import Place
 from fastddpm.sampler.unet_network import PackedNetwork, PlainNetwork
 
 
@@ -165,19 +166,18 @@ def network_of(
 
 
 class Networks:
-    """One model's networks for its chains, which share its weights; arguments as
-    ``network_of``'s."""
+    """One model's networks for its chains, which share its weights."""
 
-    def __init__(
-        self, model: Model, device: torch.device, dtype: torch.dtype | None, engine: Selection
-    ) -> None:
-        self._given = (model, device, dtype)
-        self._engine = engine
+    def __init__(self, model: Model, place: Place) -> None:
+        self._model = model
+        self._place = place
         self._first: Network | None = None
 
     def of(self, timesteps: Tensor) -> Network:
         """For a chain over these timesteps, [S] on the device."""
         if self._first is None or self._first.refresh(reread=True):
-            self._first = network_of(*self._given, timesteps, self._engine)
+            place = self._place
+            given = (self._model, place.device, place.dtype, timesteps, place.engine)
+            self._first = network_of(*given)
             return self._first
         return self._first.over(timesteps)

@@ -15,7 +15,7 @@ from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.sampler import methods, repaint
 from fastddpm.sampler.analytic import with_analytic_variance
 from fastddpm.sampler.arguments import is_number, number
-from fastddpm.sampler.edited import Edit, rows_for_edits
+from fastddpm.sampler.edited_estimate import Edit, rows_for_edits
 from fastddpm.sampler.measured import Measured
 from fastddpm.sampler.methods import METHODS, NETWORK_AT, Method
 from fastddpm.sampler.threshold import Threshold

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fastddpm.diffusion import GaussianDiffusion
-from fastddpm.engine import Selection
 from fastddpm.sampler import arguments
 from fastddpm.sampler.arguments import Array, Indices, Labels, integer, positive
 from fastddpm.sampler.call import NetworkCall
@@ -20,6 +19,7 @@ from fastddpm.sampler.conditions import Conditions
 from fastddpm.sampler.model import Model
 from fastddpm.sampler.network import Networks
 from fastddpm.sampler.noise_source import CallerNoise, GivenNoise, NoiseSource
+from fastddpm.sampler.place import Place
 from fastddpm.sampler.recipe import OWN, Options, Recipe
 
 Progress = Callable[[int, int], None]
@@ -45,29 +45,22 @@ class Call:
 
 
 class Runs:
-    """Arguments as ``Sampler``'s; engine: the one that runs; shape: None if nobody told."""
+    """Arguments as ``Sampler``'s; shape: None if nobody told."""
 
     def __init__(
         self,
         model: Model,
         diffusion: GaussianDiffusion,
-        engine: Selection,
-        device: torch.device,
-        dtype: torch.dtype | None,
+        place: Place,
         shape: tuple[int, ...] | None,
         batch_size: int | None,
-        *,
-        tf32: bool,
     ) -> None:
         self.model = model
         self.diffusion = diffusion
-        self.engine = engine
-        self.device = device
-        self.dtype = dtype
+        self.place = place
         self.batch_size = batch_size
-        self.tf32 = tf32
         self._shape = shape
-        self._networks = Networks(model, device, dtype, engine)
+        self._networks = Networks(model, place)
         self.chains: OrderedDict[Recipe, Chain] = OrderedDict()
 
     @property
@@ -80,14 +73,7 @@ class Runs:
     def chain_of(self, recipe: Recipe) -> Chain:
         """The chain of a recipe, the last ones used being kept."""
         chain = self.chains.pop(recipe, None) or Chain(
-            self.model,
-            self.diffusion,
-            self.engine,
-            self.device,
-            self.dtype,
-            tf32=self.tf32,
-            recipe=recipe,
-            networks=self._networks,
+            self.model, self.diffusion, self.place, recipe, self._networks
         )
         self.chains[recipe] = chain
         while len(self.chains) > KEPT:
@@ -96,8 +82,9 @@ class Runs:
         return chain
 
     def network(self) -> NetworkCall:
-        given = (self.model, self.engine, self.device, self.dtype)
-        return NetworkCall(*given, tf32=self.tf32)
+        place = self.place
+        given = (self.model, place.engine, place.device, place.dtype)
+        return NetworkCall(*given, tf32=place.tf32)
 
     def call(
         self,
@@ -137,7 +124,7 @@ class Runs:
         size = self._split(call, batch_size)
         batches = [slice(i, i + size) for i in range(0, count, size)]
         after_step = counted(progress, len(batches) * (start + 1))
-        images = torch.empty((count, *self.shape), dtype=torch.float32, device=self.device)
+        images = torch.empty((count, *self.shape), dtype=torch.float32, device=self.place.device)
         for batch in batches:
             source = self.source(call, call.chosen[batch])
             images[batch] = chain.decode(
@@ -146,7 +133,7 @@ class Runs:
                 start,
                 conditions=call.conditions.rows(batch),
                 # A last batch with fewer images runs in the graph that the others ran in.
-                rows=size if self.engine.captures and len(batches) > 1 else None,
+                rows=size if self.place.engine.captures and len(batches) > 1 else None,
                 after_step=after_step,
             )
         return images
@@ -159,7 +146,7 @@ class Runs:
                 f"{name} must be a batch of the sample's shape {list(self.shape)}, got "
                 f"{list(tensor.shape)}"
             )
-        return tensor.to(self.device, torch.float32)
+        return tensor.to(self.place.device, torch.float32)
 
     def shape_of(self, images: Tensor) -> tuple[int, ...]:
         """The sampler's shape; where that is unknown, the images'."""
@@ -170,12 +157,12 @@ class Runs:
     def source(self, call: Call, chosen: Tensor) -> NoiseSource:
         if call.noise is None:
             return call.chain.counter_noise(call.seed, chosen, self.shape)
-        return GivenNoise(call.noise, (len(chosen), *self.shape), self.device)
+        return GivenNoise(call.noise, (len(chosen), *self.shape), self.place.device)
 
     def labels(self, labels: Labels | None, count: int) -> Tensor | None:
         if labels is None:
             return None
-        return arguments.label_rows(labels, count, self.model, self.device)
+        return arguments.label_rows(labels, count, self.model, self.place.device)
 
     def _split(self, call: Call, batch_size: int | None) -> int:
         """Images in a batch, at least 1."""
@@ -190,7 +177,7 @@ class Runs:
         if noise is not None:
             return size
         copies = call.chain.copies
-        return max(self.engine.batch(min(size, count) * copies, self.shape) // copies, 1)
+        return max(self.place.engine.batch(min(size, count) * copies, self.shape) // copies, 1)
 
 
 def chosen_samples(n: int | None, indices: Indices | None, noise: CallerNoise | None) -> Tensor:

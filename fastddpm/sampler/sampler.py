@@ -8,9 +8,10 @@ method, has other tables for the same step (methods.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,12 @@ from fastddpm.engine import CpuOptions
 from fastddpm.sampler import arguments, interpolate
 from fastddpm.sampler.arguments import Array, Indices, Labels, integer, positive
 from fastddpm.sampler.conditions import Conditions
-from fastddpm.sampler.editing import Editing
 from fastddpm.sampler.explain import explain
+from fastddpm.sampler.image_editing import Editing
 from fastddpm.sampler.measured import AT_ONCE, Measured, measure
 from fastddpm.sampler.model import Model, device_of, sample_shape, unwrapped
 from fastddpm.sampler.noise_source import CallerNoise, NoiseSource
+from fastddpm.sampler.place import Place
 from fastddpm.sampler.recipe import OWN, Options, Recipe
 from fastddpm.sampler.runs import Call, Progress, Runs, Start, chosen_samples, counted
 from fastddpm.sampler.unet_network import unfit_for_programs
@@ -104,18 +106,33 @@ class Sampler(Editing):
             raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
         if not isinstance(diffusion, GaussianDiffusion):
             raise ValueError(f"diffusion must be a GaussianDiffusion, got {diffusion!r}")
-        place = device_of(model, device)
+        there = device_of(model, device)
         selected = engines.select(
             engine,
-            place,
+            there,
             CpuOptions(threads, weights, memory),
             unfit=unfit_for_programs(unwrapped(model), dtype),
         )
         known = sample_shape(model) if shape is None else arguments.sample_shape(shape)
         most = None if batch_size is None else positive("batch_size", batch_size)
-        self._runs = Runs(model, diffusion, selected, place, dtype, known, most, tf32=tf32)
+        self._settings: dict[str, Any] = dict(
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            shape=known,
+            batch_size=most,
+            tf32=tf32,
+            threads=threads,
+            weights=weights,
+            memory=memory,
+        )
+        self._runs = Runs(model, diffusion, Place(selected, there, dtype, tf32), known, most)
         # Made at once: here a diffusion that cannot be run is found.
         self._chain = self._runs.chain_of(OWN)
+
+    def __reduce__(self) -> tuple[Callable[..., Sampler], tuple[Model, GaussianDiffusion]]:
+        """A copy, or a sampler from a pickle, prepares for itself what it runs."""
+        return partial(type(self), **self._settings), (self.model, self.diffusion)
 
     @property
     def model(self) -> Model:
@@ -130,12 +147,12 @@ class Sampler(Editing):
     @property
     def device(self) -> torch.device:
         """Where the chains run."""
-        return self._runs.device
+        return self._runs.place.device
 
     @property
     def dtype(self) -> torch.dtype | None:
         """What the network was asked to compute in; None: its own."""
-        return self._runs.dtype
+        return self._runs.place.dtype
 
     @property
     def batch_size(self) -> int | None:
@@ -300,14 +317,16 @@ class Sampler(Editing):
         progress: Progress | None = None,
     ) -> Measured:
         """What the model does on data, at every timestep: for the analytic variance and the best
-        timesteps. images: float [B, C, H, W] in [-1, 1]; a thousand are plenty. The sampler's
+        timesteps. images: float [B, C, H, W] in [-1, 1], or within the diffusion's ``clip``; a
+        thousand are plenty. The sampler's
         ``batch_size`` of them run at once, 64 by default. See measured.py."""
         x_0 = self._runs.images("images", images)
+        arguments.within("images", x_0, self.diffusion.clip)
         rows = self._runs.labels(labels, len(x_0))
         given = (self.diffusion, x_0, seed, rows, progress, self.batch_size or AT_ONCE)
         return measure(self._runs.network(), *given)
 
     def explain(self) -> str:
         """Which engine and kernels run, and why not the others, one line each."""
-        runs = self._runs
-        return explain(runs.model, runs.engine, runs.device, runs.dtype, runs.tf32)
+        place = self._runs.place
+        return explain(self.model, place.engine, place.device, place.dtype, place.tf32)

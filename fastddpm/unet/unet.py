@@ -200,6 +200,8 @@ class UNet(nn.Module):
 
     def reset_parameters(self) -> None:
         """Ho's initialisation (see the class); other parameters keep torch's own."""
+        if self.conv_in.weight.is_meta:
+            return  # Nothing to draw into.
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
                 _zero_(module.bias)

@@ -34,6 +34,11 @@ def crc32c(data: bytes | memoryview) -> int:
     return int(start) ^ _remainder(data) ^ ALL_ONES
 
 
+def mask(checksum: int) -> int:
+    """The checksum as a file holds it: `unmask` backwards."""
+    return ((checksum >> 15 | checksum << 17) + _MASK_DELTA) & ALL_ONES
+
+
 def unmask(masked: int) -> int:
     """The checksum that a file holds as `masked`, rotated and moved so that it is no CRC itself."""
     rotated = (masked - _MASK_DELTA) & ALL_ONES

@@ -58,6 +58,27 @@ def read_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         yield number, part if kind == 2 else int.from_bytes(part, "little")
 
 
+def varint(value: int) -> bytes:
+    """A number in [0, 2^64) as `read_varint` reads it."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    """One field of a message: an int as a varint, negative ones as 64 bits; bytes with a length."""
+    if isinstance(value, bytes):
+        return varint(number << 3 | 2) + varint(len(value)) + value
+    return varint(number << 3) + varint(value % (1 << 64))
+
+
+def fixed32(number: int, value: int) -> bytes:
+    """One field of a message: an unsigned number of 4 bytes."""
+    return varint(number << 3 | 5) + value.to_bytes(4, "little")
+
+
 def signed(value: int) -> int:
     """An int64, which the wire holds as its 64 bits."""
     return value - (1 << 64) if value >> 63 else value

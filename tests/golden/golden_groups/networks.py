@@ -12,7 +12,7 @@ import torch
 
 from fastddpm.checkpoint import from_pretrained
 from fastddpm.checkpoint.diffusers import read_config
-from fastddpm.checkpoint.fit import DIFFUSERS_SWITCHES, build, check_fit, shapes
+from fastddpm.checkpoint.fit import DIFFUSERS_SWITCHES, check_fit, fill, skeleton
 from fastddpm.unet import UNet, UNetConfig
 
 
@@ -26,8 +26,9 @@ def load(model: dict[str, Any], config: dict[str, Any] | None = None) -> UNet:
     # Settings of the chain may stand beside those of the network.
     network = {k: v for k, v in config.items() if k in UNetConfig.__dataclass_fields__}
     unet_config = read_config(network, "case config")
-    check_fit(state, shapes(unet_config), "the recipe", DIFFUSERS_SWITCHES)
-    return build(unet_config, state)
+    unet = skeleton(unet_config)
+    check_fit(state, unet.state_dict(), "the recipe", DIFFUSERS_SWITCHES)
+    return fill(unet, state)
 
 
 def forward(case: dict[str, Any], inputs: dict[str, Any]) -> np.ndarray:

@@ -24,7 +24,7 @@ Edit = Callable[[Tensor], Tensor]
 
 
 class Halves(Protocol):
-    """How the affine step is taken; ``AncestralStep._step``."""
+    """How the affine step is taken; ``ReverseStep._step``."""
 
     def __call__(
         self,

@@ -162,6 +162,6 @@ def noised(
             step,
             tuple(images.shape[1:]),
             Purpose.FORWARD,
-            backend=chain.engine.backend,
+            backend=chain.place.engine.backend,
         )
     return chain.diffusion.q_sample(images, steps, z)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.kernels.ancestral_step.reference import write_network_input
-from fastddpm.sampler.edited import EditedEstimate
+from fastddpm.sampler.edited_estimate import EditedEstimate
 from fastddpm.sampler.finite import NONE_YET, check_finite
 from fastddpm.sampler.guidance import Guidance
 from fastddpm.sampler.methods import Method
@@ -73,7 +73,7 @@ class StepSettings(Protocol):
     def clip(self) -> float | None: ...
 
 
-class AncestralStep:
+class ReverseStep:
     """``step(x, i)``: takes one step in place on the state x, float32 [B, C, H, W]; i is int64 [1].
 
     All that a step reads or writes besides lies in tensors made here once, so that one capture of
