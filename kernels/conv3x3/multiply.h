@@ -111,7 +111,7 @@ template <int ROW, int FIRST, int COUNT, int TILES, typename Number>
                                                     bool begin) {
   constexpr int64_t LINES = (TAPS * LANES * static_cast<int64_t>(sizeof(Number)) + 63) / 64;
   f32 sum[TILES][COUNT];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int t = 0; t < TILES; ++t) {
 #pragma GCC unroll 6
     for (int j = 0; j < COUNT; ++j) {
@@ -127,14 +127,14 @@ template <int ROW, int FIRST, int COUNT, int TILES, typename Number>
     const auto tap = [&](int at) { return number(g + at * LANES); };
     transform_weights<ROW>(tap, [&](int j, f32 u) {
       if (j < FIRST || j >= FIRST + COUNT) return;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int t = 0; t < TILES; ++t) {
         const f32 value = broadcast(v[j * FEW_FREQUENCY + t * FEW_TILE]);
         sum[t][j - FIRST] = multiply_add(value, u, sum[t][j - FIRST]);
       }
     });
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int t = 0; t < TILES; ++t) {
 #pragma GCC unroll 6
     for (int j = 0; j < COUNT; ++j) store(m + t * m_tile + (FIRST + j) * PANEL, sum[t][j]);
