@@ -25,11 +25,11 @@ constexpr int64_t MEMBER_TILES = 8;
 // Input channels whose V lies together and whose U is a piece's: 32 KB of a panel for a frequency.
 constexpr int64_t SLAB = 256;
 constexpr int64_t U_FREQUENCY = SLAB * PANEL + 16;  // floats between two frequencies of U
-// So few tiles are multiplied with their sums in registers, four at a time; distances between two
-// tiles and two frequencies of V are constants then.
+// So few tiles are multiplied with their sums in registers, half a row of frequencies at a time
+// (four tiles by 24 sums: a row); distances between two tiles and two frequencies of V are
+// constants then.
 constexpr int REGISTER_SUMS = VECTORS * MAX_ROWS >= 24 ? 24 : 12;
-constexpr int REGISTER_TILES = REGISTER_SUMS / 3;
-constexpr int64_t FEW = REGISTER_SUMS / 3;
+constexpr int FEW = REGISTER_SUMS / 3;
 constexpr int64_t FEW_TILE = SLAB + 16, FEW_FREQUENCY = (FEW * FEW_TILE / 16 | 1) * 16;
 // Input channels that are normalised and transformed together.
 constexpr int64_t CHUNK = 64;
