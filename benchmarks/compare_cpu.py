@@ -4,9 +4,13 @@ For each network and batch, in a process of its own:
 
     calls    a call of the network: every library at its best setting, taking turns; the ratio of
              ours to each, round by round; GFLOP a second and the share of the measured peak
-    chain    a step of the whole chain: our sampler, and diffusers' loop around the best rival
+    step     a step of the chain, as a user waits for it: our sampler, and each rival's network in
+             the cheapest loop of plain torch (cpu/chain.py)
     program  what our program executes, and what it spends outside of the network
     memory   at the largest batch
+
+``--what network`` measures calls alone, ``--what step`` steps, without ``--what`` both; which
+setting of a library is its best is told by calls in any case.
 
 Each contender has a process of its own, which is stopped outside of its turns: threads that spin
 after a call would take the cores of the next (benchmarks/turns.py). A turn counts if the
@@ -25,7 +29,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +54,7 @@ from benchmarks.profile_cpu import profiled
 from benchmarks.turns import Ended, worker
 
 BATCHES = {"cifar10": (1, 4, 16), "mnist": (1, 16, 64)}
+WHAT = ("network", "step")
 # Where peak memory is measured.
 MEMORY_BATCH = 16
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "MNN")
@@ -69,17 +74,16 @@ def measured(given: argparse.Namespace, name: str, batch: int) -> Iterator[tuple
             yield "absent", trial.absent
             yield "settings_ms", trial.setting_ms
             measure.require([OURS], trial.chosen, {OURS: str(trial.absent)})
-            found = measure.measured(setup, trial.chosen, steady, given.rounds)
-        yield "calls", found
-        print(table(f"{name}, batch {batch}", found), flush=True)
-        ours = trial.chosen[OURS].contender
-        best = found["best_rival"]
-        drawn = [ours, *([] if best is None else [trial.chosen[best].contender])]
-        with _steady(setup) as steady:
-            rounds = given.steps, given.chain_rounds, given.clock
-            yield "chain", chain.measured(setup, drawn, *rounds, steady)
-        ceiling = found["peak_flop_per_second"]["median"]
-        yield "program", _program(setup, ours, given.rounds, ceiling)
+            if "network" in given.what:
+                found = measure.measured(setup, trial.chosen, steady, given.rounds)
+                yield "calls", found
+                print(table(f"a call of {name}, batch {batch}", found), flush=True)
+            ceiling = steady.figures()["peak_flop_per_second"]["median"]
+        if "step" in given.what:
+            steps = _steps(setup, trial, given)
+            yield "step", steps
+            print(step_table(f"a step of {name}, batch {batch}", steps), flush=True)
+        yield "program", _program(setup, trial.chosen[OURS].contender, given.rounds, ceiling)
         if batch == MEMORY_BATCH:
             yield "memory", _memory(setup, asked, trial.setting_ms)
 
@@ -89,6 +93,13 @@ def _steady(setup: Setup) -> Iterator[Steady]:
     folder, isa = str(setup.folder), machine.isa()
     with worker(peak.prepared, folder=folder, isa=isa, threads=setup.threads) as looks:
         yield Steady(looks)
+
+
+def _steps(setup: Setup, trial: measure.Trial, given: argparse.Namespace) -> dict[str, Any]:
+    chosen = [one.contender for one in trial.chosen.values()]
+    with _steady(setup) as steady:
+        rounds = given.steps, given.chain_rounds, given.clock
+        return chain.measured(setup, chosen, *rounds, steady)
 
 
 def _program(setup: Setup, ours: Contender, rounds: int, ceiling: float) -> dict[str, Any]:
@@ -125,10 +136,25 @@ def table(title: str, calls: dict[str, Any]) -> str:
         cells += [f"{found['effective_share_of_peak']:.0%}", f"{found['relative_error']:.1e}"]
         cells.append(f"{ratios[name]['median']:.2f}" if name in ratios else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    disturbed = sum(found["disturbed_turns"] for found in calls["contenders"].values())
-    if disturbed:
-        lines.append(f"\nThe machine was busy: {disturbed} turns never had all of it.")
-    return "\n".join(lines) + "\n"
+    disturbed = (found["disturbed_turns"] for found in calls["contenders"].values())
+    return "\n".join(lines + _busy(disturbed)) + "\n"
+
+
+def step_table(title: str, found: dict[str, Any]) -> str:
+    """A part's steps in Markdown, as ``table`` has its calls."""
+    ratios = found["times_faster_than"].get(OURS, {})
+    lines = [f"| {title} | ms | quartiles | × ours |", "|---|---:|---:|---:|"]
+    for name, ms in found["step_ms"].items():
+        ratio = f"{ratios[name]['median']:.2f}" if name in ratios else ""
+        spread = f"{ms['low']:.2f} to {ms['high']:.2f}"
+        lines.append(f"| {name} | {ms['median']:.2f} | {spread} | {ratio} |")
+    return "\n".join(lines + _busy(found["disturbed_turns"].values())) + "\n"
+
+
+def _busy(disturbed: Iterable[int]) -> list[str]:
+    """The line below a table whose turns had not all of the machine."""
+    count = sum(disturbed)
+    return [f"\nThe machine was busy: {count} turns never had all of it."] if count else []
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,7 +178,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _command(given: argparse.Namespace) -> Callable[[str, Path], list[str]]:
     """The command that measures one part, with the options that this one was given."""
-    shared = ["--threads", given.threads, "--rounds", given.rounds, "--steps", given.steps]
+    shared = ["--what", ",".join(given.what)]
+    shared += ["--threads", given.threads, "--rounds", given.rounds, "--steps", given.steps]
     shared += ["--chain-rounds", given.chain_rounds, "--clock", given.clock]
     shared += ["--isa", given.isa] if given.isa else []
     shared += ["--only", ",".join(given.only)] if given.only else []
@@ -168,7 +195,8 @@ def _header(given: argparse.Namespace) -> dict[str, Any]:
     header = origin.described()
     header["versions"] |= {name: origin.version(name) for name in PACKAGES}
     header["versions"]["MNN with AVX-512"] = onnx_rivals.mnn_avx512_version()
-    options = {"rounds": given.rounds, "clock": given.clock, "isa": given.isa}
+    names = ("what", "rounds", "steps", "chain_rounds", "clock", "isa")
+    options = {name: getattr(given, name) for name in names}
     return {**header, "machine": machine.described(given.threads), "options": options}
 
 
@@ -178,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--networks", type=_words, default=list(networks.NAMES), help="of cifar10,mnist")
+    add("--what", type=_what, default=list(WHAT), help="network: a call; step: of a chain")
     add("--batch", type=_numbers, help="for instance 1,16 (default: 1,4,16 and 1,16,64)")
     add("--threads", type=int, default=torch.get_num_threads(), help="of every contender")
     add("--rounds", type=int, default=15, help="timed turns of each contender")
@@ -195,6 +224,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--part", help=argparse.SUPPRESS)
     add("--piece", type=Path, help=argparse.SUPPRESS)
     return parser
+
+
+def _what(text: str) -> list[str]:
+    words = _words(text)
+    if not words or set(words) - set(WHAT):
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(WHAT)}, got {text!r}")
+    return words
 
 
 def _words(text: str) -> list[str]:

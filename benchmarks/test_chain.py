@@ -38,6 +38,7 @@ def test_chain(
             "setup": setup.as_json(),
             "contender": one.as_json(),
             "clock": "wall",
+            "loop": "diffusers",
         }
         turns[one.name] = running.enter_context(worker(chain.prepared, **given, steps=steps)).turn
     compare("Whole chain", f"{name}, batch {batch}, {steps} steps", turns, batch=batch, steps=steps)

@@ -37,8 +37,8 @@ from benchmarks.cpu import (
 )
 from benchmarks.cpu.contenders import Contender, Setup
 from benchmarks.cpu.steady import Steady
-from benchmarks.turns import Ended
-from fastddpm import UNet, UNetConfig
+from benchmarks.turns import Ended, Rounds
+from fastddpm import UNet, UNetConfig, timesteps
 from fastddpm.ops.program_abi import (
     Attention,
     Conv3x3,
@@ -397,25 +397,63 @@ def test_a_profile_adds_up(setup: Setup) -> None:
 
 @needs_library
 def test_chains_of_ours_and_diffusers_are_the_same_loop(small: Setup) -> None:
-    """diffusers' loop draws other noise, but ends in images of the same kind."""
-    draws = [chain.ours(small, 4), chain.with_diffusers(small, fakes.right(small), 4)]
-    for draw in draws:
+    """Others draw other noise, but all end in images of the same kind."""
+    rivals = [loop(small, fakes.right(small), 4) for loop in chain.LOOPS.values()]
+    for draw in [chain.ours(small, 4), *rivals]:
         images = draw()
         assert images.shape == (3, 3, 8, 8)
         assert images.isfinite().all() and images.abs().max() <= 1
 
 
+@pytest.mark.parametrize("name", ["variance", "clip"])
+def test_the_cheapest_loop_is_the_definitions(small: Setup, tmp_path: Path, name: str) -> None:
+    """As GaussianDiffusion.p_step walks with the same noise; clip: without one."""
+    unet, diffusion = fastddpm.from_pretrained(small.folder)
+    other: dict[str, Any] = {"variance": "fixed_large"} if name == "variance" else {"clip": None}
+    diffusion = replace(diffusion, **other)
+    fastddpm.save_pretrained(tmp_path / "other", unet, diffusion)
+    setup, steps = replace(small, folder=tmp_path / "other"), 5
+    images = chain.cheapest(setup, fakes.right(setup), steps)()
+    respaced = diffusion.respace(timesteps.linspace(diffusion.num_steps, steps))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.empty(3, 3, 8, 8).normal_(generator=generator)
+    with torch.no_grad():
+        for step in reversed(range(steps)):
+            t = torch.full((3,), step)
+            output = unet(x, respaced.model_timesteps(t))
+            noise = torch.empty_like(x).normal_(generator=generator) if step else x
+            x = respaced.p_step(output, x, t, noise)
+    torch.testing.assert_close(images, x, rtol=1e-4, atol=1e-5)
+
+
 @needs_library
 def test_chains_take_turns(small: Setup) -> None:
     ours = contenders.all_contenders()[0]
-    found = chain.measured(
-        small, [ours, contender("rival"), contender("c", fakes.crashing)], 2, 1, "wall", steady()
-    )
+    given = [ours, contender("rival"), contender("c", fakes.crashing)]
+    found = chain.measured(small, given, 2, 1, "wall", steady())
     assert list(found["step_ms"]) == [contenders.OURS, "rival"]
-    assert list(found["times_faster_than"]) == ["rival"] and list(found["absent"]) == ["c"]
-    figures = chain.figures({contenders.OURS: [8.0, 8.0], "rival": [16.0, 16.0]}, 4)
-    assert figures["step_ms"][contenders.OURS]["median"] == 2
-    assert figures["times_faster_than"]["rival"]["median"] == 2
+    assert list(found["times_faster_than"][contenders.OURS]) == ["rival"]
+    assert list(found["absent"]) == ["c"] and found["best_rival"] == "rival"
+    assert found["settings"]["rival"] == "a setting"
+    assert "| rival |" in compare_cpu.step_table("a step", found)
+
+
+def test_figures_of_a_step() -> None:
+    times = {contenders.OURS: [8.0, 8.0], "slow": [24.0, 24.0], "fast": [16.0, 16.0]}
+    found = chain.figures(times, 4, [contenders.OURS])
+    assert found["step_ms"][contenders.OURS]["median"] == 2
+    faster = found["times_faster_than"][contenders.OURS]
+    assert {name: ratio["median"] for name, ratio in faster.items()} == {"slow": 3, "fast": 2}
+    assert found["best_rival"] == "fast" and found["steps"] == 4
+
+
+@needs_library
+def test_an_end_of_our_chain_is_an_error(small: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = contenders.all_contenders()[0]
+    ended = Rounds({}, {contenders.OURS: "SIGSEGV"}, {})
+    monkeypatch.setattr(chain, "interleaved", lambda *given: ended)
+    with pytest.raises(Ended, match="fastddpm: SIGSEGV"):
+        chain.measured(small, [ours], 2, 1, "wall", steady())
 
 
 # ---- the machine
@@ -459,12 +497,23 @@ def test_peak_memory_is_above_what_rests(setup: Setup) -> None:
 def test_parts_get_the_same_options() -> None:
     parser = compare_cpu._parser()
     words = "--batch 1,4 --threads 3 --rounds 5 --steps 7 --clock processor --isa avx2 --only MNN,x"
+    words += " --what step"
     given = parser.parse_args(words.split())
     own = compare_cpu._command(given)("mnist_4", Path("piece"))[3:]
     again = parser.parse_args(own)
     assert (again.part, again.piece) == ("mnist_4", Path("piece"))
-    same = ("threads", "rounds", "steps", "chain_rounds", "clock", "isa", "only")
+    same = ("threads", "rounds", "steps", "chain_rounds", "clock", "isa", "only", "what")
     assert all(getattr(again, name) == getattr(given, name) for name in same)
+
+
+def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = compare_cpu._parser()
+    assert parser.parse_args([]).what == ["network", "step"]
+    assert parser.parse_args(["--what", "step"]).what == ["step"]
+    for other in ("steps", ""):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--what", other])
+        assert f"expected some of network,step, got '{other}'" in capsys.readouterr().err
 
 
 def test_who_is_wanted() -> None:
@@ -485,7 +534,7 @@ def test_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
     line = "--only none --threads 1 --rounds 1 --steps 2 --chain-rounds 1"
     given = compare_cpu._parser().parse_args(line.split())
     found = dict(compare_cpu.measured(given, "mnist", 2))
-    assert list(found) == ["absent", "settings_ms", "calls", "chain", "program", "memory"]
+    assert list(found) == ["absent", "settings_ms", "calls", "step", "program", "memory"]
     assert set(found["calls"]["contenders"]) == {contenders.OURS, f"{contenders.OURS} float16"}
     assert found["calls"]["contenders"][contenders.OURS]["relative_error"] < 1e-5
     assert found["calls"]["best_rival"] is None

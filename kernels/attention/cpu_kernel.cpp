@@ -68,7 +68,8 @@ struct Head {
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The keys and values of one panel of tokens. A panel's columns are keys, 0 beyond the last.
+// The keys and values of one panel of tokens. A panel's columns are keys, 0 beyond the last. Those
+// of the next panel are asked for meanwhile: rows that lie apart are what a cache foresees badly.
 static void pack(const fastddpm_attention& a, const Head& head, int64_t panel) {
   float* const keys = head.keys + panel * a.head_dim * PANEL;
   for (int64_t column = 0; column < PANEL; column += LANES) {
@@ -77,7 +78,10 @@ static void pack(const fastddpm_attention& a, const Head& head, int64_t panel) {
     for (int64_t c = 0; c < a.head_dim; c += LANES) {
       const int64_t channels = least(LANES, a.head_dim - c);
       f32 block[LANES] = {};
-      for (int64_t i = 0; i < count; ++i) block[i] = load(from + i * a.k_stride + c, channels);
+      for (int64_t i = 0; i < count; ++i) {
+        __builtin_prefetch(from + (i + PANEL) * a.k_stride + c, 0, 2);
+        block[i] = load(from + i * a.k_stride + c, channels);
+      }
       transpose(block);
       for (int64_t i = 0; i < channels; ++i) store(keys + (c + i) * PANEL + column, block[i]);
     }
@@ -87,6 +91,7 @@ static void pack(const fastddpm_attention& a, const Head& head, int64_t panel) {
     const float* from = a.v + (head.pixel + token) * a.v_stride + head.channel;
     for (int64_t c = 0; c < a.head_dim; c += LANES) {
       float* to = head.values + (c / PANEL * a.tokens + token) * PANEL + c % PANEL;
+      __builtin_prefetch(from + PANEL * a.v_stride + c, 0, 2);
       store(to, load(from + c, a.head_dim - c));
     }
   }
@@ -140,6 +145,7 @@ static void read_queries(const fastddpm_attention& a, const Plan& plan, const He
     const float* q = a.q + (head.pixel + block.first + row) * a.q_stride + head.channel;
     float* to = block.queries + row * plan.query_stride;
     for (int64_t c = 0; c < a.head_dim; c += LANES) {
+      __builtin_prefetch(q + plan.block_rows * a.q_stride + c, 0, 2);
       store(to + c, load(q + c, a.head_dim - c) * scale);
     }
   }

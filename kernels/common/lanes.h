@@ -52,6 +52,24 @@ static inline void transpose(f32 (&rows)[LANES]) {
   }
 }
 
+// `rows` rows of `count` numbers, LANES at most, one after the other: number k of each goes to the
+// LANES numbers at place(k), 0 for rows that there are not.
+template <typename Place>
+static inline void transpose_rows(const float* from, int64_t rows, int64_t count,
+                                  const Place& place) {
+  constexpr int64_t AHEAD = 128;  // floats; so many rows are more than a cache foresees
+  for (int64_t k = 0; k < count; k += LANES) {
+    f32 block[LANES] = {};
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* const at = from + row * count + k;
+      __builtin_prefetch(at + AHEAD);
+      block[row] = count - k < LANES ? load(at, count - k) : load(at);
+    }
+    transpose(block);
+    for (int64_t i = 0; i < LANES && i < count - k; ++i) store(place(k + i), block[i]);
+  }
+}
+
 template <int DISTANCE = LANES / 2>
 static inline float sum_of_lanes(f32 v) {
   if constexpr (DISTANCE == 0) {

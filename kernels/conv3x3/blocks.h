@@ -25,10 +25,11 @@ constexpr int64_t MEMBER_TILES = 8;
 // Input channels whose V lies together and whose U is a piece's: 32 KB of a panel for a frequency.
 constexpr int64_t SLAB = 256;
 constexpr int64_t U_FREQUENCY = SLAB * PANEL + 16;  // floats between two frequencies of U
-// So few tiles are multiplied with their sums in registers, four at a time; distances between two
-// tiles and two frequencies of V are constants then.
-constexpr int REGISTER_TILES = 4, REGISTER_SUMS = VECTORS * MAX_ROWS >= 24 ? 24 : 12;
-constexpr int64_t FEW = REGISTER_SUMS / 3;
+// So few tiles are multiplied with their sums in registers, half a row of frequencies at a time
+// (four tiles by 24 sums: a row); distances between two tiles and two frequencies of V are
+// constants then.
+constexpr int REGISTER_SUMS = VECTORS * MAX_ROWS >= 24 ? 24 : 12;
+constexpr int FEW = REGISTER_SUMS / 3;
 constexpr int64_t FEW_TILE = SLAB + 16, FEW_FREQUENCY = (FEW * FEW_TILE / 16 | 1) * 16;
 // Input channels that are normalised and transformed together.
 constexpr int64_t CHUNK = 64;
@@ -78,7 +79,7 @@ struct Blocks {
     slab = smaller(in, round_up(quotient_up(in, quotient_up(in, SLAB)), CHUNK));
     const bool transformed = conv.packing == FASTDDPM_PACKING_TRANSFORMED;
     few = block_lines * across <= FEW && !transformed;
-    depth = smaller(slab, few ? 64 : tiles < 16 && !transformed ? 512 / PANEL : SLAB);
+    depth = smaller(slab, few ? 64 : tiles <= 8 && !transformed ? 512 / PANEL : SLAB);
     v_tile = few ? FEW_TILE : odd_lines(slab);
     v_frequency = few ? FEW_FREQUENCY : odd_lines(block_lines * across * v_tile);
     v_slab = odd_lines(FREQUENCIES * v_frequency);

@@ -111,7 +111,7 @@ template <int ROW, int FIRST, int COUNT, int TILES, typename Number>
                                                     bool begin) {
   constexpr int64_t LINES = (TAPS * LANES * static_cast<int64_t>(sizeof(Number)) + 63) / 64;
   f32 sum[TILES][COUNT];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int t = 0; t < TILES; ++t) {
 #pragma GCC unroll 6
     for (int j = 0; j < COUNT; ++j) {
@@ -127,14 +127,14 @@ template <int ROW, int FIRST, int COUNT, int TILES, typename Number>
     const auto tap = [&](int at) { return number(g + at * LANES); };
     transform_weights<ROW>(tap, [&](int j, f32 u) {
       if (j < FIRST || j >= FIRST + COUNT) return;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int t = 0; t < TILES; ++t) {
         const f32 value = broadcast(v[j * FEW_FREQUENCY + t * FEW_TILE]);
         sum[t][j - FIRST] = multiply_add(value, u, sum[t][j - FIRST]);
       }
     });
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int t = 0; t < TILES; ++t) {
 #pragma GCC unroll 6
     for (int j = 0; j < COUNT; ++j) store(m + t * m_tile + (FIRST + j) * PANEL, sum[t][j]);
@@ -146,20 +146,16 @@ static inline void multiply_few_rows(const Piece& piece, int64_t vector, int64_t
                                      int64_t count) {
   const Number* const g = piece.weights<Number>(vector, first);
   const int64_t ahead = piece.blocks.depth * TAPS * LANES, m_tile = piece.blocks.m_tile;
-  const int64_t groups = quotient_up(piece.tiles, REGISTER_TILES);
-  for (int64_t group = 0; group < groups; ++group) {
-    const int64_t tile = piece.tiles * group / groups;
-    const float* const v = piece.v_of(ROW, first) + tile * FEW_TILE;
-    float* const m = piece.m(ROW) + vector * LANES + tile * m_tile;
-    with_rows<REGISTER_TILES>(piece.tiles * (group + 1) / groups - tile, [&](auto tiles) {
-      constexpr int TILES = decltype(tiles)::value;
-      constexpr int COUNT = TILES * POINTS <= REGISTER_SUMS ? POINTS : POINTS / 2;
-      multiply_in_registers<ROW, 0, COUNT, TILES>(g, ahead, count, v, m, m_tile, first == 0);
-      if constexpr (COUNT < POINTS) {
-        multiply_in_registers<ROW, COUNT, COUNT, TILES>(g, ahead, count, v, m, m_tile, first == 0);
-      }
-    });
-  }
+  const float* const v = piece.v_of(ROW, first);
+  float* const m = piece.m(ROW) + vector * LANES;
+  with_rows<FEW>(piece.tiles, [&](auto tiles) {
+    constexpr int TILES = decltype(tiles)::value;
+    constexpr int COUNT = TILES * POINTS <= REGISTER_SUMS ? POINTS : POINTS / 2;
+    multiply_in_registers<ROW, 0, COUNT, TILES>(g, ahead, count, v, m, m_tile, first == 0);
+    if constexpr (COUNT < POINTS) {
+      multiply_in_registers<ROW, COUNT, COUNT, TILES>(g, ahead, count, v, m, m_tile, first == 0);
+    }
+  });
   if constexpr (ROW + 1 < POINTS) multiply_few_rows<Number, ROW + 1>(piece, vector, first, count);
 }
 

@@ -11,6 +11,7 @@
 
 #include "../common/gemm.h"
 #include "../common/half.h"
+#include "../common/lanes.h"
 #include "../include/fastddpm.h"
 #include "winograd.h"
 
@@ -88,11 +89,11 @@ static void pack_halves(char* to, const float* weight, int64_t channels, int64_t
 }
 
 static void pack_numbers(float* to, const float* weight, int64_t channels, int64_t in_channels) {
-  for (int64_t k = 0; k < in_channels * TAPS; ++k) {
-    for (int64_t channel = 0; channel < PANEL; ++channel) {
-      const float number = channel < channels ? weight[channel * in_channels * TAPS + k] : 0;
-      to[place(channel, k, in_channels)] = number;
-    }
+  const int64_t count = in_channels * TAPS;
+  for (int64_t first = 0; first < PANEL; first += LANES) {
+    const int64_t left = channels - first, rows = left < 0 ? 0 : left < LANES ? left : LANES;
+    transpose_rows(weight + first * count, rows, count,
+                   [&](int64_t k) { return to + first * count + k * LANES; });
   }
 }
 

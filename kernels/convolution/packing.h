@@ -8,6 +8,7 @@
 #pragma once
 
 #include "../common/half.h"
+#include "../common/lanes.h"
 #include "../common/rows_times_panel.h"
 #include "../include/fastddpm.h"
 
@@ -55,24 +56,40 @@ static inline float largest_of(const float* weight, int64_t count) {
   return largest + sum;
 }
 
-static void pack_weights(void* packed, const float* weight, int64_t out_channels,
-                         int64_t in_channels, int64_t kernel, int64_t packing) {
-  const int64_t taps = kernel * kernel, depth = in_channels * taps;
-  const int64_t bytes = panel_bytes(depth, packing);
-  memset(packed, 0, panels_of(out_channels) * bytes);
-  for (int64_t out = 0; out < out_channels; ++out, weight += depth) {
-    float* panel = reinterpret_cast<float*>(static_cast<char*>(packed) + out / PANEL * bytes);
-    const int64_t column = out % PANEL;
-    if (packing == FASTDDPM_PACKING_FLOAT32) {
-      for_column(weight, in_channels, taps,
-                 [&](int64_t k, float w) { panel[k * PANEL + column] = w; });
-      continue;
-    }
+static void pack_numbers(float* panel, const float* weight, int64_t channels, int64_t in_channels,
+                         int64_t taps) {
+  const int64_t depth = in_channels * taps;
+  for (int64_t first = 0; first < PANEL; first += LANES) {
+    const int64_t left = channels - first, rows = left < 0 ? 0 : left < LANES ? left : LANES;
+    transpose_rows(weight + first * depth, rows, depth, [&](int64_t k) {
+      return panel + (k % taps * in_channels + k / taps) * PANEL + first;
+    });
+  }
+}
+
+static void pack_halves(float* panel, const float* weight, int64_t channels, int64_t in_channels,
+                        int64_t taps) {
+  const int64_t depth = in_channels * taps;
+  uint16_t* const halves = reinterpret_cast<uint16_t*>(panel + PANEL);
+  memset(panel, 0, panel_bytes(depth, FASTDDPM_PACKING_FLOAT16));
+  for (int64_t column = 0; column < channels; ++column, weight += depth) {
     const float scale = panel[column] = half_scale(largest_of(weight, depth));
-    uint16_t* halves = reinterpret_cast<uint16_t*>(panel + PANEL);
     for_column(weight, in_channels, taps, [&](int64_t k, float w) {
       halves[k * PANEL + column] = scale == scale ? half_of(w / scale) : 0;
     });
+  }
+}
+
+static void pack_weights(void* packed, const float* weight, int64_t out_channels,
+                         int64_t in_channels, int64_t kernel, int64_t packing) {
+  const int64_t taps = kernel * kernel, depth = in_channels * taps;
+  const auto pack_panel = packing == FASTDDPM_PACKING_FLOAT32 ? pack_numbers : pack_halves;
+  char* panel = static_cast<char*>(packed);
+  for (int64_t first = 0; first < out_channels; first += PANEL) {
+    const int64_t left = out_channels - first;
+    pack_panel(reinterpret_cast<float*>(panel), weight + first * depth, left < PANEL ? left : PANEL,
+               in_channels, taps);
+    panel += panel_bytes(depth, packing);
   }
 }
 
