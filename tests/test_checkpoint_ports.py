@@ -397,6 +397,23 @@ def test_the_output_that_ho_s_source_gave(
         assert good, f"at {ratio} of its tolerance"
 
 
+@pytest.mark.parametrize("family", ["pytorch-ddpm", "ermongroup"])
+def test_the_output_that_the_original_code_gave(family: str, tmp_path: Path) -> None:
+    """original_outputs.json: every 36th number of what it computed of the drawn state dict."""
+    stored = json.loads((Path(__file__).parent / "original_outputs.json").read_text())[family]
+    if family == "pytorch-ddpm":
+        state, forward = numbered_state(), numbered_forward
+        write_ckpt(tmp_path / "ckpt.pt", state, state)
+        unet, _ = from_pretrained(tmp_path / "ckpt.pt")
+    else:
+        state, forward = pesser_state(), pesser_forward
+        torch.save([state, {}, 3, 5000, state], tmp_path / "ckpt.pth")
+        unet, _ = from_pretrained(tmp_path / "ckpt.pth")
+    ours, _ = outputs(unet, forward, state)
+    expected = torch.tensor(stored["output"])
+    assert (ours.flatten()[:: stored["every"]] - expected).abs().max() < 5e-6 * expected.abs().max()
+
+
 def _pesser_names(state: dict[str, Tensor]) -> State:
     """diffusers' names of a network of two levels with one layer -> pesser's."""
     renamed = {}
