@@ -72,6 +72,7 @@ class Machine:
         self.counter = np.zeros(self.lanes, np.int64)
         self.exited = np.zeros(self.lanes, bool)
         self.waiting = np.full(self.lanes, -1)  # the barrier that a lane waits at
+        self.groups = np.zeros(self.lanes, np.int64)  # of asynchronous copies, committed by a lane
         # For the instruction at hand: the lanes it is for, and whether that is all of them.
         self.active, self.all_active = np.ones(self.lanes, bool), True
         self.instruction = code.steps[0].instruction
@@ -218,15 +219,15 @@ class Machine:
         size = self.program.widths[base.name] if isinstance(base, Register) else 64
         return self.bits(base, size)[self.active].astype(np.int64) + operand.offset
 
-    def requests(self, addresses: Array) -> Requests:
-        """Who asks for the memory at these addresses: the active lanes."""
-        lanes = np.flatnonzero(self.active)
+    def requests(self, addresses: Array, lanes: Array | None = None) -> Requests:
+        """Who asks for the memory at these addresses: the active lanes, if no others are given."""
+        lanes = np.flatnonzero(self.active) if lanes is None else lanes
 
         def fail(row: int, reason: str) -> NoReturn:
             raise Fault(f"{self.where(int(lanes[row]))}, address {addresses[row]:#x}: {reason}")
 
         slot = self.slot[lanes]
-        return Requests(self.block[lanes], slot, self.warp[lanes], self.epoch[slot], fail)
+        return Requests(lanes, self.block[lanes], slot, self.warp[lanes], self.epoch[slot], fail)
 
     def whole_warps(self) -> None:
         """An instruction that a warp executes together must find all its lanes."""
