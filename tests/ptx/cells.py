@@ -76,7 +76,7 @@ class Cells:
         who.refuse(~self.written[at], "reads what nobody has written")
         if not self.read_only:
             self._check_writers(at, who, "reads what {} writes", None)
-            self._mark_readers(at, who)
+            self.mark_readers(at, who)
         return self.values[at]
 
     def store(self, at: Array, values: Array, who: Requests) -> None:
@@ -149,7 +149,8 @@ class Cells:
             self.writer[at] != block[:, None], "race: two programs write the same cell in one store"
         )
 
-    def _mark_readers(self, at: Array, who: Requests) -> None:
+    def mark_readers(self, at: Array, who: Requests) -> None:
+        """Write down who reads these cells, now."""
         block, warp, epoch = who.block[:, None], who.warp[:, None], who.epoch[:, None]
         reader = self.reader[at]
         self.reader[at] = np.where((reader == NOBODY) | (reader == block), block, MANY)

@@ -61,5 +61,11 @@ def _join_warps(machine: Machine) -> None:
 
 
 def fence(form: Form, program: Program) -> Effect:
-    """membar, fence: an order that lock-step has anyway."""
+    """membar, fence: an order that lock-step has anyway, but between instructions and products."""
+    if form.flag("proxy") and form.flag("async"):
+        return _fence_proxy
     return lambda machine: None
+
+
+def _fence_proxy(machine: Machine) -> None:
+    machine.fenced = np.where(machine.active, machine.epoch[machine.slot], machine.fenced)

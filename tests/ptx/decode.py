@@ -1,7 +1,7 @@
 """The table from opcode to function, and the decoding of a program through it.
 
-Not known, and so Unsupported: products by a warp group (wgmma) or into tensor memory (tcgen05),
-mbarriers, bulk copies (cp.async.bulk: TMA), clusters of blocks, local memory, calls.
+Not known, and so Unsupported: products into tensor memory (tcgen05), mbarriers, bulk copies
+(cp.async.bulk: TMA), clusters of blocks, local memory, calls.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from . import (
     moves,
     products,
     warp,
+    warp_groups,
 )
 from .faults import Unsupported
 from .form import Form
@@ -52,6 +53,7 @@ OPERATIONS: dict[str, Callable[[Form], Operation | Effect]] = {
     "createpolicy": memory_access.create_policy,
     "cp": async_copies.copy,
     "mma": products.multiply,
+    "wgmma": warp_groups.instruction,
     "shfl": warp.shuffle,
     "redux": warp.reduce,
     "vote": warp.vote,

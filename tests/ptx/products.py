@@ -44,7 +44,7 @@ def multiply(form: Form) -> Effect:
         machine.whole_warps()
         start = np.stack([machine.bits(register, 32) for register in c], axis=1).view(np.float32)
         left, right = _left(_halves(machine, a, kind)), _right(_halves(machine, b, kind))
-        total = _of_lanes(_sum_of_products(left, right, _of_warps(start)))
+        total = _of_lanes(sum_of_products(left, right, _of_warps(start)))
         for i, register in enumerate(d):
             machine.write(register, total[:, i].copy().view(np.uint32), "f32")
 
@@ -91,7 +91,7 @@ def _of_lanes(matrix: Array) -> Array:
     return parts.transpose(0, 2, 3, 1, 4).reshape(-1, 4)
 
 
-def _sum_of_products(a: Array, b: Array, c: Array) -> Array:
+def sum_of_products(a: Array, b: Array, c: Array) -> Array:
     """c + a b, [warps, rows, columns], in the order that the file's head states."""
     total: Array = c
     for k in range(DEPTH):
