@@ -4,7 +4,7 @@ From its issue to the wait of the lane that issued it, a copy may write at any t
 access to its bytes is a fault, as is any before its issue that another warp made since the last
 barrier. The wait makes the bytes visible to the lane that waits, and the next barrier to the block
 (bar.warp.sync: to the warp). Lanes of a warp are checked against each other here, as nowhere else:
-each waits for its own copies only.
+each waits for its own copies only. One that is under way when its lane exits is no fault.
 """
 
 from __future__ import annotations
