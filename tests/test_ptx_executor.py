@@ -259,7 +259,7 @@ def test_other_faults(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        "wgmma.fence.sync.aligned;",
+        "tcgen05.fence::after_thread_sync;",
         "add.rz.f32 %r2, %r3, %r4;",
         "ld.global.L1::unheard_of.b32 %r2, [%rd0];",
         "cvt.rz.f32.f64 %r2, %rd2;",

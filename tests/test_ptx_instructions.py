@@ -1,4 +1,4 @@
-"""The PTX executor's integers, comparisons, shuffles and matrices, against Python's integers."""
+"""The PTX executor's integers, comparisons, shuffles and matrices, against plain arithmetic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from ptx.handwritten import LANES, apply, random_bits
+import torch
+from ptx import Fault, Unsupported
+from ptx.handwritten import LANES, apply, random_bits, run_ptx
 
 
 def signed(bits: int, size: int) -> int:
@@ -54,6 +56,12 @@ def two(function: Callable[[int, int], int], size: int) -> Callable[[int, int], 
     return lambda a, b: function(signed(a, size), signed(b, size))
 
 
+def in_halves(function: Callable[[int, int], int]) -> Callable[[int, int], int]:
+    """A function of 16 bits as one of both halves of 32."""
+    low = 0xFFFF
+    return lambda a, b: function(a & low, b & low) & low | (function(a >> 16, b >> 16) & low) << 16
+
+
 INTEGERS: dict[str, tuple[Sequence[int], Callable[..., int]]] = {
     "add.s32 {d}, {0}, {1}": ([32] * 3, lambda a, b: a + b),
     "sub.s64 {d}, {0}, {1}": ([64] * 3, lambda a, b: a - b),
@@ -67,6 +75,10 @@ INTEGERS: dict[str, tuple[Sequence[int], Callable[..., int]]] = {
     "mul.wide.s32 {d}, {0}, {1}": ([64, 32, 32], two(lambda a, b: a * b, 32)),
     "mul.wide.s16 {d}, {0}, {1}": ([32, 16, 16], two(lambda a, b: a * b, 16)),
     "mad.lo.s32 {d}, {0}, {1}, {2}": ([32] * 4, lambda a, b, c: a * b + c),
+    "mad.wide.s16 {d}, {0}, {1}, {2}": (
+        [32, 16, 16, 32],
+        lambda a, b, c: signed(a, 16) * signed(b, 16) + c,
+    ),
     "mad.wide.u32 {d}, {0}, {1}, {2}": ([64, 32, 32, 64], lambda a, b, c: a * b + c),
     "mad.wide.s32 {d}, {0}, {1}, {2}": (
         [64, 32, 32, 64],
@@ -77,6 +89,9 @@ INTEGERS: dict[str, tuple[Sequence[int], Callable[..., int]]] = {
     "rem.s64 {d}, {0}, {1}": ([64] * 3, two(lambda a, b: a - b * toward_zero(a, b), 64)),
     "min.s32 {d}, {0}, {1}": ([32] * 3, two(min, 32)),
     "max.u64 {d}, {0}, {1}": ([64] * 3, max),
+    "add.s16x2 {d}, {0}, {1}": ([32] * 3, in_halves(lambda a, b: a + b)),
+    "min.s16x2 {d}, {0}, {1}": ([32] * 3, in_halves(two(min, 16))),
+    "max.u16x2 {d}, {0}, {1}": ([32] * 3, in_halves(max)),
     "neg.s32 {d}, {0}": ([32] * 2, lambda a: -a),
     "abs.s32 {d}, {0}": ([32] * 2, lambda a: abs(signed(a, 32))),
     "and.b32 {d}, {0}, {1}": ([32] * 3, lambda a, b: a & b),
@@ -205,6 +220,84 @@ def test_matrices_through_shared_memory(trans: str) -> None:
         expected = np.ascontiguousarray(tile.T if trans else tile).view(np.uint32).ravel()
         assert run(register)[:32] == expected.tolist()
     assert run("%r12")[:128] == words.tolist()
+
+
+def test_a_matrix_has_rows_of_16_bytes_in_shared_memory() -> None:
+    def load(shift: int, register: str = "{%r8, %r9}", count: int = 2) -> None:
+        """Lanes 0 to 15 give the rows; where the others point does not count."""
+        body = f"""
+            shl.b32 %r2, %r0, 4; mov.b32 %r3, global_smem; add.u32 %r3, %r3, %r2;
+            mov.b64 %rd2, 0; st.shared.v2.b64 [%r3], {{%rd2, %rd2}}; bar.warp.sync -1;
+            setp.lt.u32 %p1, %r0, 16; selp.b32 %r4, {shift}, 65536, %p1; add.u32 %r3, %r3, %r4;
+            ldmatrix.sync.aligned.m8n8.x{count}.shared.b16 {register}, [%r3];
+        """
+        run_ptx(body, {}, shared=512)
+
+    load(0)
+    load(256)
+    with pytest.raises(Fault, match="misaligned: no multiple of 16 bytes"):
+        load(8)
+    with pytest.raises(Fault, match="outside the 512 bytes"):
+        load(272)
+    with pytest.raises(Fault, match="outside the 512 bytes"):
+        load(0, "{%r8, %r9, %r10, %r11}", 4)
+
+
+# The operands' registers lie lane after lane; the result goes where C came from.
+PRODUCT = """
+    shl.b32 %r2, %r0, 4; cvt.u64.u32 %rd17, %r2; shr.u64 %rd18, %rd17, 1;
+    add.u64 %rd20, %rd0, %rd17; add.u64 %rd21, %rd1, %rd18; add.u64 %rd22, %rd2, %rd17;
+    ld.global.v4.b32 {%r4, %r5, %r6, %r7}, [%rd20];
+    ld.global.v2.b32 {%r8, %r9}, [%rd21];
+    ld.global.v4.b32 {%r12, %r13, %r14, %r15}, [%rd22];
+    mma.sync.aligned.m16n8k16.row.col.f32.KIND.KIND.f32
+        {%r12, %r13, %r14, %r15}, {%r4, %r5, %r6, %r7}, {%r8, %r9}, {%r12, %r13, %r14, %r15};
+    st.global.v4.b32 [%rd22], {%r12, %r13, %r14, %r15};
+"""
+
+
+def by_lanes(matrix: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
+    """What each lane of each warp holds: its n-th number is at row rows[n] + lane / 4 and column
+    columns[n] + 2 (lane % 4)."""
+    lanes = range(32)
+    at = [
+        [(r + i // 4, c + 2 * (i % 4)) for r, c in zip(rows, columns, strict=True)] for i in lanes
+    ]
+    row, column = torch.tensor(at).unbind(-1)
+    return matrix[:, row, column].contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_of_matrices(dtype: torch.dtype) -> None:
+    """Each warp has its own; 16 sums may round, in any order."""
+    torch.manual_seed(0)
+    a, b, c = torch.randn(2, 16, 16), torch.randn(2, 16, 8), torch.randn(2, 16, 8)
+    a, b = a.to(dtype), b.to(dtype)
+    expected = c.double() + a.double() @ b.double()
+    of_c = ([0, 0, 8, 8], [0, 1, 0, 1])
+    tensors = {
+        "a": by_lanes(a, [0, 0, 8, 8] * 2, [0, 1, 0, 1, 8, 9, 8, 9]),
+        "b": by_lanes(b.mT, [0] * 4, [0, 1, 8, 9]),
+        "d": by_lanes(c, *of_c),
+    }
+    name = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
+    body = PRODUCT.replace("KIND", name)
+    run_ptx(body, tensors, writes=["d"], in_place=["d"], block=64)
+    size = c.abs().double() + a.abs().double() @ b.abs().double()
+    error = (tensors["d"].double() - by_lanes(expected, *of_c)).abs()
+    assert (error <= 16 * 2**-24 * by_lanes(size, *of_c)).all()
+
+
+def test_a_product_needs_its_whole_warp_and_known_types() -> None:
+    product = PRODUCT.split("[%rd22];")[1].split(";")[0] + ";"
+    with pytest.raises(Fault, match="only some lanes"):
+        half = "setp.lt.u32 %p1, %r0, 16; @%p1 " + product.strip()
+        run_ptx(half.replace("KIND", "bf16"), {})
+    for kind in ("tf32", "e4m3"):
+        with pytest.raises(Unsupported):
+            run_ptx(product.replace("KIND", kind), {})
+    with pytest.raises(Unsupported):
+        run_ptx(product.replace("KIND", "f16").replace("k16", "k8"), {})
 
 
 def test_packing_and_signed_loads() -> None:

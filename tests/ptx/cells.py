@@ -24,11 +24,12 @@ NOBODY, MANY, ATOMIC = -1, -2, -3
 
 @dataclass(frozen=True)
 class Requests:
-    """Who accesses memory in one instruction: per active lane its block, warp and epoch.
+    """Who accesses memory in one instruction: each lane with its block, warp and epoch.
 
     fail: raises a Fault for the request of this row, with a reason.
     """
 
+    lane: Array
     block: Array
     slot: Array
     warp: Array
@@ -39,7 +40,8 @@ class Requests:
         def fail(row: int, reason: str) -> NoReturn:
             self.fail(int(rows[row]), reason)
 
-        return Requests(self.block[rows], self.slot[rows], self.warp[rows], self.epoch[rows], fail)
+        marks = (self.lane, self.block, self.slot, self.warp, self.epoch)
+        return Requests(*(mark[rows] for mark in marks), fail)
 
     def refuse(self, wrong: Array, reason: str) -> None:
         """Fault at the first row with anything wrong; wrong is [n] or [n, k]."""
@@ -74,13 +76,21 @@ class Cells:
         who.refuse(~self.written[at], "reads what nobody has written")
         if not self.read_only:
             self._check_writers(at, who, "reads what {} writes", None)
-            self._mark_readers(at, who)
+            self.mark_readers(at, who)
         return self.values[at]
 
     def store(self, at: Array, values: Array, who: Requests) -> None:
         """Write values [n, k] into cells ``at`` [n, k]."""
+        self.check_store(at, who, values)
+        self.put(at, values, who)
+
+    def check_store(self, at: Array, who: Requests, values: Array | None = None) -> None:
+        """Fault where a store would race: of these values, or of any."""
         self._check_writers(at, who, "writes what {} writes", values)
         self._check_readers(at, who)
+
+    def put(self, at: Array, values: Array, who: Requests) -> None:
+        """The store itself, once it is checked."""
         self._mark_writers(at, who, who.block)
         self.values[at] = values
         who.refuse(self.values[at] != values, "two threads write different values in one store")
@@ -139,7 +149,8 @@ class Cells:
             self.writer[at] != block[:, None], "race: two programs write the same cell in one store"
         )
 
-    def _mark_readers(self, at: Array, who: Requests) -> None:
+    def mark_readers(self, at: Array, who: Requests) -> None:
+        """Write down who reads these cells, now."""
         block, warp, epoch = who.block[:, None], who.warp[:, None], who.epoch[:, None]
         reader = self.reader[at]
         self.reader[at] = np.where((reader == NOBODY) | (reader == block), block, MANY)

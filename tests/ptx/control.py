@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from .form import Form
-from .machine import Machine
+from .machine import WARP, Machine
 from .moves import Effect
 from .program import Immediate, Program, Symbol
 
@@ -30,12 +32,15 @@ def leave(form: Form, program: Program) -> Effect:
 
 
 def barrier(form: Form, program: Program) -> Effect:
-    """bar.sync and barrier.sync of a whole block; bar.warp.sync of a warp, which runs in step."""
+    """bar.sync and barrier.sync of a whole block; bar.warp.sync of a warp, which runs in step.
+
+    In step or not, only then does a warp see what copies of its own lanes have brought.
+    """
     operands = form.instruction.operands
     if form.flag("warp"):
         form.one_of("sync")
         form.done(operands=1)
-        return lambda machine: None
+        return _join_warps
     form.one_of("sync")
     form.flag("cta", "aligned")
     form.done()
@@ -50,6 +55,17 @@ def barrier(form: Form, program: Program) -> Effect:
     return execute
 
 
+def _join_warps(machine: Machine) -> None:
+    whole = machine.active.reshape(-1, WARP).all(axis=1)
+    machine.shared.copies.join(np.repeat(whole, WARP))
+
+
 def fence(form: Form, program: Program) -> Effect:
-    """membar, fence: an order that lock-step has anyway."""
+    """membar, fence: an order that lock-step has anyway, but between instructions and products."""
+    if form.flag("proxy") and form.flag("async"):
+        return _fence_proxy
     return lambda machine: None
+
+
+def _fence_proxy(machine: Machine) -> None:
+    machine.fenced = np.where(machine.active, machine.epoch[machine.slot], machine.fenced)

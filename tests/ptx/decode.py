@@ -1,10 +1,25 @@
-"""The table from opcode to function, and the decoding of a program through it."""
+"""The table from opcode to function, and the decoding of a program through it.
+
+Not known, and so Unsupported: products into tensor memory (tcgen05), mbarriers, bulk copies
+(cp.async.bulk: TMA), clusters of blocks, local memory, calls.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import control, conversions, floats, integers, memory_access, moves, warp
+from . import (
+    async_copies,
+    control,
+    conversions,
+    floats,
+    integers,
+    memory_access,
+    moves,
+    products,
+    warp,
+    warp_groups,
+)
 from .faults import Unsupported
 from .form import Form
 from .machine import Code, Machine, Step
@@ -36,6 +51,9 @@ OPERATIONS: dict[str, Callable[[Form], Operation | Effect]] = {
     **dict.fromkeys(("atom", "red"), memory_access.atomic),
     **dict.fromkeys(("ldmatrix", "stmatrix"), memory_access.matrix),
     "createpolicy": memory_access.create_policy,
+    "cp": async_copies.copy,
+    "mma": products.multiply,
+    "wgmma": warp_groups.instruction,
     "shfl": warp.shuffle,
     "redux": warp.reduce,
     "vote": warp.vote,
@@ -90,5 +108,5 @@ def _ends(program: Program) -> list[int]:
 
 def shared_grain(program: Program) -> int:
     """The smallest number of bytes that the program accesses in shared memory."""
-    kinds = [i.modifiers[-1] for i in program.instructions if "shared" in i.modifiers]
-    return min((width(kind) // 8 for kind in kinds), default=4)
+    accesses = [i for i in program.instructions if "shared" in i.modifiers and i.opcode != "cp"]
+    return min((width(i.modifiers[-1]) // 8 for i in accesses), default=4)

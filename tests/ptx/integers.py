@@ -10,7 +10,7 @@ from .floats import arithmetic as float_arithmetic
 from .floats import divide as float_divide
 from .form import Form
 from .operation import Operation, build
-from .scalars import FLOATS, PACKED, SIGNED, UNSIGNED, Array, width
+from .scalars import FLOATS, PACKED, PACKED_INTEGERS, SIGNED, UNSIGNED, Array, width
 
 Function = Callable[..., Array]
 
@@ -51,7 +51,8 @@ def arithmetic(form: Form) -> Operation:
     opcode = form.instruction.opcode
     if form.left[-1:] and form.left[-1] in {*FLOATS, *PACKED}:
         return float_divide(form) if opcode == "div" else float_arithmetic(form)
-    kind = form.kind(*_integers(16, 32, 64))
+    pairs = PACKED_INTEGERS if opcode in ("add", "min", "max") else ()
+    kind = form.kind(*_integers(16, 32, 64), *pairs)
     sources = [kind] if opcode in ("neg", "abs") else [kind, kind]
     return build(form, kind, sources, ARITHMETIC[opcode])
 

@@ -13,7 +13,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from .cells import Requests
+from .accumulators import Accumulators
+from .cells import NOBODY, Requests
 from .faults import Fault, Unsupported
 from .memory import GlobalMemory
 from .program import Address, Immediate, Instruction, Operand, Program, Register, Special, Symbol
@@ -72,6 +73,9 @@ class Machine:
         self.counter = np.zeros(self.lanes, np.int64)
         self.exited = np.zeros(self.lanes, bool)
         self.waiting = np.full(self.lanes, -1)  # the barrier that a lane waits at
+        self.groups = np.zeros(self.lanes, np.int64)  # of asynchronous copies, committed by a lane
+        self.accumulators = Accumulators(self.lanes, self.program.accumulators)
+        self.fenced = np.full(self.lanes, -1)  # the epoch of a lane's last fence.proxy.async
         # For the instruction at hand: the lanes it is for, and whether that is all of them.
         self.active, self.all_active = np.ones(self.lanes, bool), True
         self.instruction = code.steps[0].instruction
@@ -184,6 +188,7 @@ class Machine:
         return self.constants[key]
 
     def _register(self, name: str) -> Array:
+        self._refuse_product(name, "reads")
         if name not in self.registers:
             size = self.program.widths[name]
             if size == 1:
@@ -197,6 +202,7 @@ class Machine:
             raise Unsupported(f"destination {register} in: {self.text}")
         if register.name == "_":
             return
+        self._refuse_product(register.name, "writes")
         size = self.program.widths[register.name]
         if width(kind) > size:
             raise Unsupported(f"{kind} into a register of {size} bits: {self.text}")
@@ -210,6 +216,14 @@ class Machine:
             value = np.where(self.active, value, old)
         self.registers[register.name] = value
 
+    def _refuse_product(self, name: str, does: str) -> None:
+        """A Fault if a product under way sums into this register; a write is to be fenced."""
+        accumulator = self.accumulators.by_name.get(name)
+        if accumulator is not None:
+            self.refuse(accumulator.group != NOBODY, f"{does} {name}, a product's, not waited for")
+            if does == "writes":
+                accumulator.fenced &= ~self.active
+
     def addresses(self, operand: Operand) -> Array:
         """The address in each active lane, as int64."""
         if not isinstance(operand, Address):
@@ -218,15 +232,15 @@ class Machine:
         size = self.program.widths[base.name] if isinstance(base, Register) else 64
         return self.bits(base, size)[self.active].astype(np.int64) + operand.offset
 
-    def requests(self, addresses: Array) -> Requests:
-        """Who asks for the memory at these addresses: the active lanes."""
-        lanes = np.flatnonzero(self.active)
+    def requests(self, addresses: Array, lanes: Array | None = None) -> Requests:
+        """Who asks for the memory at these addresses: the active lanes, if no others are given."""
+        lanes = np.flatnonzero(self.active) if lanes is None else lanes
 
         def fail(row: int, reason: str) -> NoReturn:
             raise Fault(f"{self.where(int(lanes[row]))}, address {addresses[row]:#x}: {reason}")
 
         slot = self.slot[lanes]
-        return Requests(self.block[lanes], slot, self.warp[lanes], self.epoch[slot], fail)
+        return Requests(lanes, self.block[lanes], slot, self.warp[lanes], self.epoch[slot], fail)
 
     def whole_warps(self) -> None:
         """An instruction that a warp executes together must find all its lanes."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .cells import Cells, Requests
+from .faults import Unsupported
 from .scalars import UNSIGNED, Array
 
 # Regions begin here, a guard gap apart. Addresses need more than 32 bits, as on a GPU.
@@ -133,12 +134,19 @@ class GlobalMemory:
         end = self.regions[-1].base + self.regions[-1].size if self.regions else FIRST
         return -(-(end + GUARD) // 256) * 256 + address % 256
 
-    def load(self, addresses: Array, bits: int, count: int, who: Requests) -> Array:
-        """``count`` values of ``bits`` each [n, count] from each address."""
+    def load(
+        self, addresses: Array, bits: int, count: int, who: Requests, constant: bool = False
+    ) -> Array:
+        """``count`` values of ``bits`` each [n, count] from each address.
+
+        constant: the values must not change while the kernel runs.
+        """
         size = bits // 8 * count
         result = np.empty((len(addresses), count), UNSIGNED[bits])
         for region, rows, offsets in self._by_region(addresses, size, who):
             at = region.access("load", offsets, size, who[rows])
+            if constant and not region.cells.read_only:
+                raise Unsupported(f"a copy that goes on, of {region.name}, which the kernel writes")
             values = region.cells.load(at, who[rows])
             result[rows] = np.ascontiguousarray(values).view(UNSIGNED[bits])
         return result

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .form import Form
-from .scalars import PACKED, Array, decode, encode, halves, join
+from .scalars import PAIRS, Array, decode, encode, halves, join
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def build(
 ) -> Operation:
     """An Operation from a function of numbers, which is applied twice to packed types."""
     form.done(operands=1 + len(sources))
-    if result in PACKED:
+    if result in PAIRS:
         return Operation(result, tuple(sources), _twice(function, result))
 
     def evaluate(*bits: Array) -> Array:
@@ -34,7 +34,7 @@ def build(
 
 
 def _twice(function: Callable[..., Array], packed: str) -> Callable[..., Array]:
-    kind = PACKED[packed]
+    kind = PAIRS[packed]
 
     def evaluate(*bits: Array) -> Array:
         low, high = zip(*(halves(b, packed) for b in bits), strict=True)

@@ -94,6 +94,15 @@ class Program:
     labels: dict[str, int] = field(default_factory=dict)
     shared: str | None = None  # the extern shared array
 
+    @property
+    def accumulators(self) -> set[str]:
+        """Registers that products under way (wgmma) sum into."""
+        products = [
+            i for i in self.instructions if i.opcode == "wgmma" and "mma_async" in i.modifiers
+        ]
+        vectors = [v for product in products for v in product.operands[:1] if isinstance(v, Vector)]
+        return {r.name for vector in vectors for r in vector.items if isinstance(r, Register)}
+
 
 def parse(ptx: str) -> Program:
     """The one kernel of a PTX module; Unsupported for syntax outside the subset above."""

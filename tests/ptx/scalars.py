@@ -21,9 +21,11 @@ SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 FLOATS = {"f16": 16, "bf16": 16, "f32": 32, "f64": 64}
 # Two numbers in one register, the first in the low half.
 PACKED = {"f16x2": "f16", "bf16x2": "bf16", "f32x2": "f32"}
+PACKED_INTEGERS = {"s16x2": "s16", "u16x2": "u16"}
+PAIRS = PACKED | PACKED_INTEGERS
 
 TYPES = (
-    {f"{kind}{bits}" for kind in "bsu" for bits in UNSIGNED} | set(FLOATS) | set(PACKED) | {"pred"}
+    {f"{kind}{bits}" for kind in "bsu" for bits in UNSIGNED} | set(FLOATS) | set(PAIRS) | {"pred"}
 )
 
 
@@ -31,8 +33,8 @@ def width(kind: str) -> int:
     """Bits of a type; a predicate has one."""
     if kind == "pred":
         return 1
-    if kind in PACKED:
-        return 2 * FLOATS[PACKED[kind]]
+    if kind in PAIRS:
+        return 2 * width(PAIRS[kind])
     return FLOATS.get(kind) or int(kind[1:])
 
 
