@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,7 +204,7 @@ def test_a_pipeline_draws_the_same_images(kind: str) -> None:
     scheduler = getattr(diffusers, f"{kind}Scheduler")(num_train_timesteps=1000)
     pipeline = getattr(diffusers, f"{kind}Pipeline")(unet=foreign(), scheduler=scheduler)
     fast = fastddpm.accelerate(pipeline)
-    assert type(fast) is type(pipeline) and fast is not pipeline
+    assert isinstance(fast, type(pipeline)) and fast is not pipeline
     assert type(fast.scheduler).__name__ == f"Fast{kind}Scheduler"
     assert type(pipeline.scheduler).__name__ == f"{kind}Scheduler"
     images = []
@@ -214,6 +215,25 @@ def test_a_pipeline_draws_the_same_images(kind: str) -> None:
         images.append(torch.from_numpy(each(**call, output_type="np").images))
     assert (images[0] - images[1]).abs().max() < 1e-4
     assert images[0].std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "noise"), [("DDPM", "torch"), ("DDIM", "torch"), ("DDPM", "counter")]
+)
+def test_a_saved_pipeline_is_the_source_s(kind: str, noise: str, tmp_path: Path) -> None:
+    scheduler = getattr(diffusers, f"{kind}Scheduler")(num_train_timesteps=20)
+    pipeline = getattr(diffusers, f"{kind}Pipeline")(unet=foreign(), scheduler=scheduler)
+    fast = fastddpm.accelerate(pipeline, noise=noise)
+    fast.save_pretrained(tmp_path)
+    again = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(again) is type(pipeline) and type(again.scheduler) is type(scheduler)
+    own = pipeline.unet.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in again.unet.state_dict().items())
+    settings = {name: again.scheduler.config[name] for name in scheduler.config}
+    assert settings | {"_use_default_values": None} == {
+        **scheduler.config,
+        "_use_default_values": None,
+    }
 
 
 def test_a_scripted_network_is_in_evaluation_mode_while_it_runs() -> None:

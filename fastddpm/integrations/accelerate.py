@@ -51,7 +51,7 @@ def accelerate(
     Returns:
         An ``Accelerated`` module, called as the model is: (sample, timestep, class_labels) for a
         UNet2DModel, (x, timesteps, y) for a UNetModel, (x, t[, labels]) -> tensor for any other.
-        For a pipeline, a pipeline. It stands for the model, whose weights it follows.
+        For a pipeline, one of diffusers' class. It stands for the model, whose weights it follows.
 
     Raises:
         ValueError: not callable; an engine that cannot run here; another pipeline; a UNet2DModel
@@ -77,10 +77,7 @@ def accelerate(
         if noise == "counter":
             settings = {"engine": engine, "device": device, "dtype": dtype, **options}
             return diffusers.counter_pipeline(network, model.scheduler, settings)
-        pipeline = type(model)(unet=network, scheduler=model.scheduler)
-        # Not given to its constructor: DDIMPipeline's makes a DDIMScheduler of whatever it gets.
-        pipeline.register_modules(scheduler=diffusers.fast_scheduler(pipeline.scheduler))
-        return pipeline
+        return diffusers.fast_pipeline(model, network)
     kind, network = Accelerated, model
     if isinstance(model, nn.Module) and diffusers.is_diffusers_model(model):
         kind = diffusers.AcceleratedUNet2DModel

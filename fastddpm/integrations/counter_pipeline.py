@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fastddpm.checkpoint.schedulers import read_scheduler
 from fastddpm.diffusion import GaussianDiffusion
+from fastddpm.integrations.pipelines import SavedAsSource
 from fastddpm.sampler import Sampler
 from fastddpm.sampler.arguments import positive
 from fastddpm.sampler.threshold import Threshold
@@ -41,7 +42,7 @@ class _Made(NamedTuple):
     place: tuple[torch.device, torch.dtype]
 
 
-class CounterDDPMPipeline(DDPMPipeline):  # type: ignore[misc]
+class CounterDDPMPipeline(SavedAsSource, DDPMPipeline):  # type: ignore[misc]
     """unet: what ``accelerate`` makes of a UNet2DModel. scheduler: a FastDDPMScheduler."""
 
     def __init__(self, unet: Any, scheduler: Any) -> None:

@@ -18,7 +18,10 @@ from fastddpm.integrations.accelerated import Accelerated
 from fastddpm.unet import UNet
 
 CLASS = "UNet2DModel"
-PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+# What accelerate makes of each pipeline, its own among them.
+PIPELINES = {"DDPMPipeline": "FastDDPMPipeline", "DDIMPipeline": "FastDDIMPipeline"}
+OWN_PIPELINES = {name: name for name in PIPELINES.values()}
+COUNTER_PIPELINE = "CounterDDPMPipeline"
 DDPM = ("DDPMScheduler", "FastDDPMScheduler")
 SCHEDULERS = {"DDPMScheduler": "FastDDPMScheduler", "DDIMScheduler": "FastDDIMScheduler"}
 
@@ -50,11 +53,24 @@ def fast_scheduler(scheduler: Any) -> Any:
     return fast if same else scheduler
 
 
+def fast_pipeline(pipeline: Any, network: nn.Module) -> Any:
+    """The pipeline with this network and its scheduler accelerated."""
+    from fastddpm.integrations import pipelines
+
+    name = type(pipeline).__name__
+    kind = getattr(pipelines, (PIPELINES | OWN_PIPELINES)[name])
+    made = kind(unet=network, scheduler=pipeline.scheduler)
+    # Not given to its constructor: DDIMPipeline's makes a DDIMScheduler of whatever it gets.
+    made.register_modules(scheduler=fast_scheduler(made.scheduler))
+    return made
+
+
 def check_for_counter_noise(model: Any) -> None:
     """ValueError unless this is a DDPMPipeline with a DDPMScheduler."""
     name = type(model).__name__
     scheduler = type(getattr(model, "scheduler", None)).__name__
-    if not (_is_of_diffusers(model) and name == "DDPMPipeline" and scheduler in DDPM):
+    taken = name == "FastDDPMPipeline" or (_is_of_diffusers(model) and name == "DDPMPipeline")
+    if not (taken and scheduler in DDPM):
         beside = f" with a {scheduler}" if name in PIPELINES else ""
         raise ValueError(
             f"noise='counter' is of a DDPMPipeline with a DDPMScheduler, got a {name}{beside}; a "
@@ -86,7 +102,9 @@ def is_pipeline(model: object) -> bool:
     Raises ValueError for any other pipeline.
     """
     name = type(model).__name__
-    own = name == "CounterDDPMPipeline"
+    if name in OWN_PIPELINES:
+        return True
+    own = name == COUNTER_PIPELINE
     if not (own or (_is_of_diffusers(model) and name.endswith("Pipeline"))):
         return False
     if name not in PIPELINES:
