@@ -40,6 +40,7 @@ OPTIONAL = {"diffusers", "matplotlib", "ray", "tensorboard", "torch_fidelity", "
 # Classes that derive from an optional package's; imported late themselves.
 DERIVED = {
     ROOT / "fastddpm/integrations/counter_pipeline.py",
+    ROOT / "fastddpm/integrations/pipelines.py",
     ROOT / "fastddpm/integrations/schedulers.py",
 }
 
