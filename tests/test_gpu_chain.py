@@ -262,10 +262,12 @@ def test_a_step_of_the_cifar_network_takes_few_launches(
     monkeypatch.setattr(Launch, "run", lambda self: None)
     unet = UNet(fastddpm.UNetConfig(**CIFAR))
     assert sum(p.numel() for p in unet.parameters()) == 35_746_307
-    _, fast = both(unet, diffusion_of(2))
+    _, fast = both(unet, diffusion_of(2), dtype=torch.bfloat16)
     triton(fast, 1)
     counted = max((launches(graph) for graph in gpu.graphs), key=lambda c: c.total())
     print(counted.total(), dict(counted))
     assert counted.total() <= MOST_LAUNCHES
     assert counted["fastddpm::ancestral_step_"] == 1
-    assert counted["fastddpm::group_norm_silu"] == 51
+    # One of the 51 is read twice.
+    assert counted["fastddpm::group_norm_silu"] == 51 + 1
+    assert counted["fastddpm::conv3x3"] == 47

@@ -15,13 +15,14 @@ from unet_networks import network
 from fastddpm import ops
 from fastddpm.kernels.conv3x3 import triton_kernel
 from fastddpm.kernels.conv3x3.cases import ALONE, Case
-from fastddpm.kernels.conv3x3.triton_kernel import TILES, Device, launch, tile_of
-from fastddpm.ops.conv3x3 import CONV3X3
+from fastddpm.kernels.conv3x3.triton_kernel import TILES, Device, Tile, launch, tile_of
+from fastddpm.ops.conv3x3 import CONV3X3, _not_worth_it
 from fastddpm.unet.packed import PackedUNet
 
 pytestmark = pytest.mark.usefixtures("fresh_memory_is_nan", "casts_round_to_nearest")
 
 H100, A100, SMALL = Device(132, 232448), Device(108, 166912), Device(84, 101376)
+B200 = Device(148, 232448, 10)
 # What Triton's interpreter does in a second or two.
 INTERPRETED = [case for case in ALONE if case.flops() < 1 << 26]
 
@@ -43,6 +44,19 @@ def test_is_the_convolution_rounded_once(case: Case) -> None:
     torch.testing.assert_close(found.double(), exact, rtol=eps, atol=4e-6)
     assert found.dtype == torch.float16
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("tile", TILES, ids=lambda tile: f"{tile.pixels}x{tile.outputs}")
+def test_every_tile(tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On few pixels, which a device of one multiprocessor would have it for."""
+    monkeypatch.setattr(triton_kernel, "TILES", (tile,))
+    outputs = 2 * tile.outputs if tile.outputs < 128 else 128
+    x, weight = tensors(Case("tile", (1, outputs, 13, 11), 64 * tile.halves))
+    found = ops.conv3x3(x, weight, backend="triton")
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    eps = torch.finfo(torch.float16).eps
+    torch.testing.assert_close(found.double(), exact, rtol=eps, atol=4e-6)
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
@@ -72,6 +86,11 @@ def test_gradients() -> None:
 def test_shapes_that_do_not_agree(x: tuple[int, ...], weight: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected x"):
         ops.conv3x3(torch.zeros(x), torch.zeros(weight))
+
+
+def test_dtypes_that_do_not_agree() -> None:
+    with pytest.raises(ValueError, match=r"of one dtype, got torch\.float32 and torch\.float16"):
+        ops.conv3x3(torch.zeros(1, 3, 4, 4), torch.zeros(5, 3, 3, 3).half())
 
 
 @needs_interpreter
@@ -113,7 +132,7 @@ class TestTiles:
             (65536, 128, 128): None,
         }
 
-    @pytest.mark.parametrize("device", [H100, A100, SMALL])
+    @pytest.mark.parametrize("device", [H100, A100, SMALL, B200])
     @pytest.mark.parametrize("inputs", [32, 64, 96, 128, 192, 320, 512, 1024])
     @pytest.mark.parametrize("outputs", [16, 48, 64, 128, 320, 512])
     def test_cover_and_fit(
@@ -137,6 +156,15 @@ class TestTiles:
             step = (c["TILE_P"] + c["TILE_N"]) * c["TILE_C"] * c["HALVES"] * 2
             assert made.num_stages >= 2
             assert made.num_stages * step <= device.shared_bytes - 1024
+
+    def test_tensor_memory_is_left_alone(self) -> None:
+        for pixels, outputs in ((64, 256), (1024, 128), (4096, 256), (1 << 20, 512)):
+            tile = tile_of(pixels, 256, outputs, 2, B200)
+            assert tile is None or tile.pixels <= 32
+
+    def test_many_images_are_left_to_torch(self) -> None:
+        assert _not_worth_it(*tensors(Case("few", (16, 32, 4, 4), 32))) == []
+        assert _not_worth_it(*tensors(Case("many", (17, 32, 4, 4), 32)))
 
     def test_every_tile_has_a_case(self) -> None:
         taken = set()

@@ -18,6 +18,8 @@ from fastddpm.ops.registry import register, register_derivative
 HALF = (torch.bfloat16, torch.float16)
 # Multiples of so many channels are one step of the kernel's products, in and out.
 INPUTS, OUTPUTS = 32, 16
+# Whole chains were seen to gain with so many images at a time (README); cuDNN has more of them.
+MOST_IMAGES = 16
 
 
 def conv3x3(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
@@ -26,8 +28,8 @@ def conv3x3(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     Args:
         x: [B, C, H, W], floating.
         weight: [C', C, 3, 3], in the dtype of x.
-        backend: "auto", "reference" or "triton". "auto" is the kernel for half precision and few
-            pixels on a GPU, torch otherwise.
+        backend: "auto", "reference" or "triton". "auto" is the kernel for half precision and at
+            most 16 images of few pixels on a GPU, torch otherwise.
 
     Returns:
         [B, C', H, W] in the dtype and layout of x.
@@ -41,6 +43,8 @@ def conv3x3(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
             f"expected x [B, C, H, W] and weight [C', C, 3, 3], got {list(x.shape)} and"
             f" {list(weight.shape)}"
         )
+    if x.dtype != weight.dtype:
+        raise ValueError(f"expected x and weight of one dtype, got {x.dtype} and {weight.dtype}")
     y: Tensor = CONV3X3(x, weight, asked(backend))
     return y
 
@@ -50,6 +54,7 @@ def suits(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == weight.dtype
         and x.dtype in HALF
+        and min(weight.shape[:2]) > 0
         and weight.shape[1] % INPUTS == 0
         and weight.shape[0] % OUTPUTS == 0
         and is_channels_last(x)
@@ -77,9 +82,11 @@ def _not_worth_it(x: Tensor, weight: Tensor) -> list[str]:
     """Why "auto" leaves a call to torch that the kernel could run."""
     from fastddpm.kernels.conv3x3.triton_kernel import Device, tile_of
 
-    pixels = x.numel() // x.shape[1]
+    pixels = x[:, 0].numel()
     tile = tile_of(pixels, x.shape[1], len(weight), x.element_size(), Device.of(x))
-    return ["cuDNN is as fast with so many pixels"] if tile is None else []
+    if tile is None or len(x) > MOST_IMAGES:
+        return ["cuDNN is as fast with so many pixels"]
+    return []
 
 
 # ---- the registered op

@@ -45,8 +45,9 @@ def without_bias(layer: Convolution, x: Tensor) -> Tensor:
 
 
 def _is_3x3(layer: Convolution) -> bool:
-    """Whether it is a 3×3 convolution of stride 1 that keeps the size."""
-    return (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
+    """Whether it is a plain 3×3 convolution of stride 1 that keeps the size."""
+    sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return sizes == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and layer.padding_mode == "zeros"
 
 
 def project(layer: Convolution, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 A program has a tile of pixels and output channels and walks through the nine taps, some channels of
 one at a time. cuDNN's tiles are made for large batches: with few pixels they fill a small part of
 the multiprocessors, one after another. Here the tile is the largest whose programs fill most of
-them (`tile_of`); where even the largest fills them more than once, cuDNN is as good or better.
+them (`tile_of`).
 
 H100, bfloat16, µs of this kernel and of cuDNN's: 128 channels at 32×32, 4.5 and 6.9 with one image,
 11.9 and 16.5 with sixteen; 256 at 16×16, 5.9 and 8.4, 13.5 and 16.2; 256 at 8×8, 6.2 and 8.3, 7.1
@@ -31,6 +31,8 @@ LEAST_CHANNELS = 32
 FILLED = 0.7
 # Shared memory that is not the stages'.
 RESERVED_BYTES = 2048
+# Of more pixels a tile is multiplied by tensor memory from compute capability 10 on.
+MOST_PIXELS_WITHOUT_TENSOR_MEMORY, TENSOR_MEMORY = 32, 10
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,11 @@ TILES = (
 
 @dataclass(frozen=True)
 class Device:
-    """What a tile is chosen for."""
+    """What a tile is chosen for. capability: its compute capability's first number."""
 
     multiprocessors: int
     shared_bytes: int
+    capability: int = 9
 
     @classmethod
     def of(cls, x: Tensor) -> Device:
@@ -76,7 +79,15 @@ class Device:
         if x.device.type != "cuda":
             return cls(132, 227 * 1024)
         properties: Any = torch.cuda.get_device_properties(x.device)
-        return cls(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+        shared = properties.shared_memory_per_block_optin
+        return cls(properties.multi_processor_count, shared, properties.major)
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """Largest first. Those that would need tensor memory have been run nowhere: not them."""
+        if self.capability < TENSOR_MEMORY:
+            return list(TILES)
+        return [tile for tile in TILES if tile.pixels <= MOST_PIXELS_WITHOUT_TENSOR_MEMORY]
 
 
 @triton.jit
@@ -124,8 +135,8 @@ def conv3x3_kernel(
 
 
 def tile_of(pixels: int, inputs: int, outputs: int, itemsize: int, device: Device) -> Tile | None:
-    """The tile of a convolution; None where cuDNN's do as well: with many pixels."""
-    usable = [tile for tile in TILES if outputs % tile.outputs == 0]
+    """The tile of a convolution; None where the largest fills a device more than once."""
+    usable = [tile for tile in device.tiles if outputs % tile.outputs == 0]
     counts = [triton.cdiv(pixels, tile.pixels) * (outputs // tile.outputs) for tile in usable]
     if not usable or counts[0] > device.multiprocessors:
         return None
@@ -144,7 +155,7 @@ def launch(x: Tensor, weight: Tensor, y: Tensor) -> Launch:
     # A call by name may have more pixels than are worth it: the largest tile then.
     tile = tile_of(pixels, inputs, outputs, itemsize, device)
     if tile is None:
-        largest = next(tile for tile in TILES if outputs % tile.outputs == 0)
+        largest = next(tile for tile in device.tiles if outputs % tile.outputs == 0)
         tile = _fitted(largest, inputs, itemsize, device)
     stages = (device.shared_bytes - RESERVED_BYTES) // tile.stage_bytes(itemsize)
     return Launch(
