@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 # Triton reads it when a kernel's file is imported: the tests interpret kernels, on any machine.
 # tests/ptx compiles them, in processes of its own.
@@ -36,7 +37,8 @@ def fresh_memory_is_nan() -> Iterator[None]:
 
 @pytest.fixture
 def casts_round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter truncates float32 to bfloat16; here it rounds as a GPU and torch do."""
+    """Triton's interpreter truncates float32 to bfloat16 and multiplies matrices of it as integers;
+    here it rounds and multiplies as a GPU and torch do."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -51,7 +53,16 @@ def casts_round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
         rounded[np.isnan(source.data)] = 0x7FC0
         return TensorHandle(rounded.astype("uint16"), dtype.scalar)
 
+    def dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
+        wide = [
+            own(self, factor, tl.float32) if factor.dtype.scalar == tl.bfloat16 else factor
+            for factor in (a, b)
+        ]
+        return own_dot(self, *wide, *rest)
+
+    own_dot = InterpreterBuilder.create_dot
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
 
 @pytest.fixture(params=ISAS)

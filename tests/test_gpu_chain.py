@@ -21,7 +21,7 @@ from fastddpm.engine.selection import Engine, Selection
 from fastddpm.kernels.common.launch import Launch
 from fastddpm.sampler import sampler as samplers
 from fastddpm.sampler import unet_network as networks
-from fastddpm.unet import PackedUNet
+from fastddpm.unet import PackedUNet, convolution
 
 pytestmark = needs_interpreter
 
@@ -244,7 +244,11 @@ def test_every_network_is_captured_with_its_fused_kernels(gpu: Device, name: str
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_built_in_model_in_bfloat16(gpu: Device, casts_round_to_nearest: None) -> None:
+def test_the_built_in_model_in_bfloat16(
+    gpu: Device, casts_round_to_nearest: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Interpreted convolutions would take minutes; tests/test_ops_conv3x3.py has them in a network.
+    monkeypatch.setattr(convolution, "suits", lambda x, weight: False)
     unet, process = fastddpm.from_pretrained("mnist")
     diffusion = process.respace(range(0, 1000, 500))
     reference = Sampler(unet, diffusion, "reference").sample(1, seed=4)

@@ -34,15 +34,15 @@ def tensors(case: Case, dtype: torch.dtype = torch.float16) -> tuple[Tensor, Ten
 
 
 @needs_interpreter
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", INTERPRETED, ids=lambda case: case.name)
-def test_is_the_convolution_rounded_once(case: Case) -> None:
-    # The interpreter's products of bfloat16 are wrong: those the PTX executor computes.
-    x, weight = tensors(case)
+def test_is_the_convolution_rounded_once(case: Case, dtype: torch.dtype) -> None:
+    x, weight = tensors(case, dtype)
     found = ops.conv3x3(x, weight, backend="triton")
     exact = F.conv2d(x.double(), weight.double(), padding=1)
-    eps = torch.finfo(torch.float16).eps
+    eps = torch.finfo(dtype).eps
     torch.testing.assert_close(found.double(), exact, rtol=eps, atol=4e-6)
-    assert found.dtype == torch.float16
+    assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
