@@ -11,14 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fastddpm.checkpoint.diffusers import CONFIG, WEIGHTS, read_unet, write_config
-from fastddpm.checkpoint.files import (
-    TENSOR_SUFFIXES,
-    encoded,
-    read_file,
-    read_json,
-    refuse_file_name,
-    replace_folder,
-)
+from fastddpm.checkpoint.files import encoded, read_file, read_json
+from fastddpm.checkpoint.folders import recognised, refuse_file_name, replace_folder
 from fastddpm.checkpoint.ho import read_ho, read_ho_bundle
 from fastddpm.checkpoint.lucidrains import is_lucidrains, lucidrains_process, refuse_lucidrains
 from fastddpm.checkpoint.openai import KWARGS, is_openai, read_openai
@@ -73,7 +67,7 @@ def from_pretrained(
     """
     path = _locate(name_or_path)
     if path.is_dir():
-        if (path / CONFIG).is_file() or (path / "unet" / CONFIG).is_file():
+        if any(found.name == CONFIG for found in recognised(path)):
             _no_kwargs(path, kwargs)
             return _read_diffusers(path, variant, mapped=mapped)
         if (prefix := find_prefix(path)) is None:
@@ -127,7 +121,7 @@ def save_pretrained(
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        ValueError: `folder` is a file, or named like one.
+        ValueError: `folder` is a file, named like one, or holds a checkpoint of another layout.
     """
     refuse_file_name(Path(folder))
     index = {
@@ -203,7 +197,7 @@ def _read_diffusers(
 
 
 def _state_file(folder: Path) -> Path:
-    files = sorted(p for p in folder.iterdir() if p.suffix in TENSOR_SUFFIXES)
+    files = recognised(folder)
     if len(files) != 1:
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise ValueError(
