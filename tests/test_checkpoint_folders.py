@@ -1,4 +1,4 @@
-"""A folder holds one layout: another's is refused there."""
+"""A folder holds one layout: another's is refused there, as is mapping what cannot be mapped."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_checkpoint_convert import convert
 from test_checkpoint_families import NETWORKS, SAVERS, drawn
-from test_checkpoint_files import diffusion, filled
+from test_checkpoint_files import diffusion, filled, first
 
+from fastddpm import checkpoint
 from fastddpm.checkpoint import from_pretrained, save_pretrained
+from fastddpm.checkpoint.diffusers import WEIGHTS
 from fastddpm.unet import UNet
 
 # The file by which each layout's folder is recognised.
@@ -43,6 +46,9 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 def reads_as(folder: Path, unet: UNet) -> bool:
     found = from_pretrained(folder)[0].state_dict()
     return all(torch.equal(found[key], value) for key, value in unet.state_dict().items())
+
+
+# ---- one layout a folder
 
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.permutations(SAVERS, 2)))
@@ -113,3 +119,46 @@ def test_convert_overwrites_its_own_layout_alone(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
     assert convert(tmp_path / "port", tmp_path / "out", "--overwrite")[0] == 0
     assert reads_as(tmp_path / "out", unet)
+
+
+# ---- mapped, or refused
+
+
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [
+        ("openai", r"model\.safetensors is no part of a diffusers folder"),
+        ("ho", r"weights of .*model\.ckpt-0 are in a TensorFlow checkpoint"),
+        ("pesser", r"weights of .*model\.ckpt are in a torch file"),
+        ("pytorch-ddpm", r"weights of .*ckpt\.pt are in a torch file"),
+    ],
+)
+def test_another_layout_cannot_be_mapped(layout: str, reason: str, tmp_path: Path) -> None:
+    save(layout, tmp_path, 1)
+    with pytest.raises(ValueError, match=f"^mapped: .*{reason}"):
+        from_pretrained(tmp_path, mapped=True)
+
+
+def test_files_of_a_diffusers_folder_that_cannot_be_mapped(tmp_path: Path) -> None:
+    save_pretrained(tmp_path, filled(1.0), diffusion())
+    assert first(from_pretrained(tmp_path, mapped=True)[0]) == 1.0
+    with pytest.raises(
+        ValueError, match=f"^mapped: .*one file of a diffusers folder: give {tmp_path}"
+    ):
+        from_pretrained(tmp_path / WEIGHTS, mapped=True)
+    state = load_file(tmp_path / WEIGHTS)
+    one_half = state | {"conv_out.bias": state["conv_out.bias"].half()}
+    save_file(one_half, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"^mapped: .*conv_out\.bias is torch\.float16"):
+        from_pretrained(tmp_path, mapped=True)
+    (tmp_path / WEIGHTS).unlink()
+    torch.save(state, (tmp_path / WEIGHTS).with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"^mapped: .*\.bin are in a torch file"):
+        from_pretrained(tmp_path, mapped=True)
+
+
+def test_built_in_models_are_mapped() -> None:
+    for name in checkpoint.builtin_names():
+        copied, mapped = from_pretrained(name)[0], from_pretrained(name, mapped=True)[0]
+        for key, value in copied.state_dict().items():
+            assert torch.equal(mapped.state_dict()[key], value)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastddpm.checkpoint.diffusers import CONFIG, WEIGHTS, read_unet, write_config
-from fastddpm.checkpoint.files import encoded, read_file, read_json
+from fastddpm.checkpoint.files import TORCH_SUFFIXES, encoded, read_file, read_json
 from fastddpm.checkpoint.folders import recognised, refuse_file_name, replace_folder
 from fastddpm.checkpoint.ho import read_ho, read_ho_bundle
 from fastddpm.checkpoint.lucidrains import is_lucidrains, lucidrains_process, refuse_lucidrains
@@ -54,7 +54,8 @@ def from_pretrained(
         variant: of a diffusers folder, "fp16", "non_ema", ...; None: its plain files.
         mapped: of a diffusers folder leave float32 weights in the mapping of their safetensors
             file, which is faster and shared between processes. The file may then be replaced
-            (`save_pretrained` does) or deleted, but not written into while the network lives.
+            (`save_pretrained` does) or deleted, but not written into while the network lives. What
+            cannot be mapped (other layouts, torch files, other dtypes) is refused.
 
     A diffusers folder without a scheduler gets 1000 linear steps and diffusers' fixed_small, or
     learned_range where the network has two outputs per channel. An OpenAI state dict gets
@@ -62,7 +63,8 @@ def from_pretrained(
 
     Raises:
         ValueError: nothing is there, a file is damaged, or the weights do not fit the settings; the
-            message lists the keys and shapes that disagree and the settings to check.
+            message lists the keys and shapes that disagree and the settings to check. Or
+            mapped=True, and the weights cannot be.
         OSError: a file cannot be read.
     """
     path = _locate(name_or_path)
@@ -74,6 +76,8 @@ def from_pretrained(
             path = _state_file(path)
     else:
         prefix = find_prefix(path)
+    if mapped:
+        _refuse_mapped(path, prefix)
     if prefix is not None:
         return read_ho(read_ho_bundle(prefix, ema=ema), prefix, kwargs)
     contents = unpack(read_file(path), str(path), ema=ema)
@@ -211,6 +215,19 @@ def _state_file(folder: Path) -> Path:
             )
         )
     return files[0]
+
+
+def _refuse_mapped(path: Path, prefix: Path | None) -> None:
+    """Raise ValueError: what is no diffusers folder is read into tensors of our own layout."""
+    if prefix is not None:
+        reason = f"the weights of {prefix} are in a TensorFlow checkpoint"
+    elif path.suffix in TORCH_SUFFIXES:
+        reason = f"the weights of {path} are in a torch file"
+    elif (path.parent / CONFIG).is_file():
+        reason = f"{path} is one file of a diffusers folder: give {path.parent}"
+    else:
+        reason = f"{path} is no part of a diffusers folder"
+    raise ValueError(f"mapped: {reason}; only float32 safetensors of a diffusers folder are mapped")
 
 
 def _no_kwargs(path: Path, kwargs: Mapping[str, Any] | None) -> None:
