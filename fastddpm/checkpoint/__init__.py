@@ -15,7 +15,8 @@
                                                     save_pytorch_ddpm  ckpt.pt and flagfile.txt
 
 Files are recognised by their names and keys. Nothing in them is run (`pickles`), and a state dict
-that does not fit its settings is refused whole (`fit`).
+that does not fit its settings is refused whole (`fit`). A folder holds one layout: to save another
+there is refused (`folders`).
 """
 
 from fastddpm.checkpoint.ho_export import save_ho, save_ho_bundle

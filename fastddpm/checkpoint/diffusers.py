@@ -18,6 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastddpm.checkpoint.conform import conform
@@ -49,14 +50,28 @@ def read_unet(folder: Path, variant: str | None = None, *, mapped: bool = False)
     mapped: float32 weights of a safetensors file stay in its mapping.
 
     Raises:
-        ValueError: a file is missing, damaged, or does not fit the other.
+        ValueError: a file is missing, damaged, or does not fit the other, or cannot be mapped.
     """
     config = read_config(read_json(folder / CONFIG), str(folder / CONFIG))
     unet = skeleton(config, str(folder / CONFIG))
     state, path = read_weights(folder, variant)
     state = current_names(state)
     check_fit(state, unet.state_dict(), str(path), DIFFUSERS_SWITCHES)
-    return fill(unet, state, copy=not mapped or ".safetensors" not in path.suffixes)
+    if mapped:
+        _check_mappable(state, path)
+    return fill(unet, state, copy=not mapped)
+
+
+def _check_mappable(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError for weights, or shards with this index, that `fill` has to copy."""
+    if ".safetensors" not in path.suffixes:
+        raise ValueError(f"mapped: the weights of {path} are in a torch file, not in safetensors")
+    for key, value in state.items():
+        if value.dtype != torch.float32:
+            raise ValueError(
+                f"mapped: the weights of {path} are not all float32, as networks are: "
+                f"{key} is {value.dtype}"
+            )
 
 
 def read_config(values: Mapping[str, Any], source: str) -> UNetConfig:

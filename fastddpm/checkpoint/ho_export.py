@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint.differences import process_differences
-from fastddpm.checkpoint.files import encoded, refuse_file_name, replace_folder
+from fastddpm.checkpoint.files import encoded
+from fastddpm.checkpoint.folders import refuse_file_name, replace_folder
 from fastddpm.checkpoint.ho import AVERAGE, KWARGS
 from fastddpm.checkpoint.ho_settings import PREDICTIONS, VARIANCES, HoSettings, ho_process
 from fastddpm.checkpoint.ports import PESSER, as_matrix
@@ -40,8 +41,8 @@ def save_ho(folder: str | os.PathLike[str], unet: UNet, diffusion: GaussianDiffu
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        ValueError: that code cannot express the network or the process, or `folder` is a file or
-            named like one.
+        ValueError: that code cannot express the network or the process, or `folder` is a file,
+            named like one, or holds a checkpoint of another layout.
     """
     refuse_file_name(Path(folder))
     text, state = _expressed(unet, diffusion)

@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fastddpm.checkpoint.files import encoded, read_json, refuse_file_name, replace_folder
+from fastddpm.checkpoint.files import encoded, read_json
 from fastddpm.checkpoint.fit import OPENAI_SWITCHES, check_fit, fill, skeleton
+from fastddpm.checkpoint.folders import refuse_file_name, replace_folder
 from fastddpm.checkpoint.openai_export import openai_kwargs
 from fastddpm.checkpoint.openai_kwargs import diffusion_of, read_kwargs, unet_config
 from fastddpm.checkpoint.openai_names import from_openai, to_openai
@@ -63,8 +64,8 @@ def save_openai(folder: str | os.PathLike[str], unet: UNet, diffusion: GaussianD
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        ValueError: OpenAI's code cannot express the network or the process, or `folder` is a file
-            or named like one.
+        ValueError: OpenAI's code cannot express the network or the process, or `folder` is a file,
+            named like one, or holds a checkpoint of another layout.
     """
     refuse_file_name(Path(folder))
     kwargs = openai_kwargs(unet.config, diffusion)

@@ -11,14 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fastddpm.checkpoint.diffusers import CONFIG, WEIGHTS, read_unet, write_config
-from fastddpm.checkpoint.files import (
-    TENSOR_SUFFIXES,
-    encoded,
-    read_file,
-    read_json,
-    refuse_file_name,
-    replace_folder,
-)
+from fastddpm.checkpoint.files import TORCH_SUFFIXES, encoded, read_file, read_json
+from fastddpm.checkpoint.folders import recognised, refuse_file_name, replace_folder
 from fastddpm.checkpoint.ho import read_ho, read_ho_bundle
 from fastddpm.checkpoint.lucidrains import is_lucidrains, lucidrains_process, refuse_lucidrains
 from fastddpm.checkpoint.openai import KWARGS, is_openai, read_openai
@@ -60,7 +54,8 @@ def from_pretrained(
         variant: of a diffusers folder, "fp16", "non_ema", ...; None: its plain files.
         mapped: of a diffusers folder leave float32 weights in the mapping of their safetensors
             file, which is faster and shared between processes. The file may then be replaced
-            (`save_pretrained` does) or deleted, but not written into while the network lives.
+            (`save_pretrained` does) or deleted, but not written into while the network lives. What
+            cannot be mapped (other layouts, torch files, other dtypes) is refused.
 
     A diffusers folder without a scheduler gets 1000 linear steps and diffusers' fixed_small, or
     learned_range where the network has two outputs per channel. An OpenAI state dict gets
@@ -68,18 +63,21 @@ def from_pretrained(
 
     Raises:
         ValueError: nothing is there, a file is damaged, or the weights do not fit the settings; the
-            message lists the keys and shapes that disagree and the settings to check.
+            message lists the keys and shapes that disagree and the settings to check. Or
+            mapped=True, and the weights cannot be.
         OSError: a file cannot be read.
     """
     path = _locate(name_or_path)
     if path.is_dir():
-        if (path / CONFIG).is_file() or (path / "unet" / CONFIG).is_file():
+        if any(found.name == CONFIG for found in recognised(path)):
             _no_kwargs(path, kwargs)
             return _read_diffusers(path, variant, mapped=mapped)
         if (prefix := find_prefix(path)) is None:
             path = _state_file(path)
     else:
         prefix = find_prefix(path)
+    if mapped:
+        _refuse_mapped(path, prefix)
     if prefix is not None:
         return read_ho(read_ho_bundle(prefix, ema=ema), prefix, kwargs)
     contents = unpack(read_file(path), str(path), ema=ema)
@@ -127,7 +125,7 @@ def save_pretrained(
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        ValueError: `folder` is a file, or named like one.
+        ValueError: `folder` is a file, named like one, or holds a checkpoint of another layout.
     """
     refuse_file_name(Path(folder))
     index = {
@@ -203,7 +201,7 @@ def _read_diffusers(
 
 
 def _state_file(folder: Path) -> Path:
-    files = sorted(p for p in folder.iterdir() if p.suffix in TENSOR_SUFFIXES)
+    files = recognised(folder)
     if len(files) != 1:
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise ValueError(
@@ -217,6 +215,19 @@ def _state_file(folder: Path) -> Path:
             )
         )
     return files[0]
+
+
+def _refuse_mapped(path: Path, prefix: Path | None) -> None:
+    """Raise ValueError: what is no diffusers folder is read into tensors of our own layout."""
+    if prefix is not None:
+        reason = f"the weights of {prefix} are in a TensorFlow checkpoint"
+    elif path.suffix in TORCH_SUFFIXES:
+        reason = f"the weights of {path} are in a torch file"
+    elif (path.parent / CONFIG).is_file():
+        reason = f"{path} is one file of a diffusers folder: give {path.parent}"
+    else:
+        reason = f"{path} is no part of a diffusers folder"
+    raise ValueError(f"mapped: {reason}; only float32 safetensors of a diffusers folder are mapped")
 
 
 def _no_kwargs(path: Path, kwargs: Mapping[str, Any] | None) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from fastddpm.checkpoint.differences import process_differences
-from fastddpm.checkpoint.files import encoded, refuse_file_name, replace_folder
+from fastddpm.checkpoint.files import encoded
+from fastddpm.checkpoint.folders import refuse_file_name, replace_folder
 from fastddpm.checkpoint.ports import PYTORCH_DDPM
 from fastddpm.checkpoint.ports_export import differences, nearest, port_state
 from fastddpm.checkpoint.pytorch_ddpm import (
@@ -48,8 +49,8 @@ def save_pytorch_ddpm(
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        ValueError: that code cannot express the network or the process, or `folder` is a file or
-            named like one.
+        ValueError: that code cannot express the network or the process, or `folder` is a file,
+            named like one, or holds a checkpoint of another layout.
     """
     refuse_file_name(Path(folder))
     config, flags = unet.config, _flags(diffusion, unet.config)

@@ -40,7 +40,9 @@ def convert(
     variant: Annotated[
         str | None, typer.Option(help="Of a diffusers folder: fp16, non_ema, ...")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a checkpoint in FOLDER.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a checkpoint of the same layout in FOLDER.")
+    ] = False,
 ) -> None:
     """Read a checkpoint of any family and write it in the layout of another, or of its own.
 
@@ -53,7 +55,8 @@ def convert(
     Example: fastddpm convert diffusion_cifar10_model/model.ckpt-790000 cifar10
     """
     from fastddpm import checkpoint
-    from fastddpm.checkpoint.files import read_json, refuse_file_name
+    from fastddpm.checkpoint.files import read_json
+    from fastddpm.checkpoint.folders import refuse_file_name
 
     savers = {
         "diffusers": checkpoint.save_pretrained,
