@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import gc
 import signal
@@ -189,6 +190,8 @@ def test_a_draw_that_comes_between_is_noticed(
 def test_signal_handlers_that_draw(default_generator: torch.Generator) -> None:
     """Handlers run between two bytecodes of a draw, wherever that may be."""
     found: list[bytes] = []
+    # Its trial outlasts the timer.
+    torch_normal.unsupported()
     before = signal.signal(signal.SIGALRM, lambda *_: found.append(ours()))
     try:
         signal.setitimer(signal.ITIMER_REAL, 2e-4, 1e-4)
@@ -216,6 +219,49 @@ def test_a_thread_that_starts_meanwhile_is_noticed(
     assert found == sequence(3)
     # In vain, by torch, by us.
     assert len(begun) == 2
+
+
+@needs_avx2
+@pytest.mark.parametrize("function", ["python", "torch"])
+def test_threads_that_begin_unseen(
+    function: str, default_generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its first instruction a thread has no frame, and none at all if it runs but C."""
+    begun: list[int] = []
+    native = torch_normal._drawn
+    monkeypatch.setattr(torch_normal, "_drawn", lambda *a: begun.append(1) or native(*a))
+    found: list[list[Tensor]] = []
+    draws = list.extend if function == "torch" else lambda some, more: some.extend(more)
+    for k in range(1500):
+        if k % 10 == 0:
+            found.append([])
+            _thread.start_new_thread(draws, (found[-1], map(torch.randn, [DRAW] * 10)))
+        found.append([torch_normal.randn(DRAW, torch.default_generator)])
+    # Each has begun once all have drawn.
+    while sum(map(len, found)) < 3000:
+        time.sleep(0.001)
+    numbers = [bits(one) for many in found for one in many]
+    assert len(numbers) == 3000 and begun
+    assert sorted(numbers) == sorted(sequence(3000))
+
+
+@needs_avx2
+def test_a_default_device_is_no_python_in_the_exchange(
+    default_generator: torch.Generator, between: Callable[..., list]
+) -> None:
+    begun = between(lambda: None)
+    seen: list[str] = []
+
+    class Watching(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    with Watching():
+        found = ours()
+    assert found == sequence(1)[0] and len(begun) == 1
+    # Those of `bits`, after it, among them.
+    assert seen.count("numpy") <= 2
 
 
 @needs_avx2
