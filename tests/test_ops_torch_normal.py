@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import gc
 import signal
@@ -219,30 +218,6 @@ def test_a_thread_that_starts_meanwhile_is_noticed(
     assert found == sequence(3)
     # In vain, by torch, by us.
     assert len(begun) == 2
-
-
-@needs_avx2
-@pytest.mark.parametrize("function", ["python", "torch"])
-def test_threads_that_begin_unseen(
-    function: str, default_generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before its first instruction a thread has no frame, and none at all if it runs but C."""
-    begun: list[int] = []
-    native = torch_normal._drawn
-    monkeypatch.setattr(torch_normal, "_drawn", lambda *a: begun.append(1) or native(*a))
-    found: list[list[Tensor]] = []
-    draws = list.extend if function == "torch" else lambda some, more: some.extend(more)
-    for k in range(1500):
-        if k % 10 == 0:
-            found.append([])
-            _thread.start_new_thread(draws, (found[-1], map(torch.randn, [DRAW] * 10)))
-        found.append([torch_normal.randn(DRAW, torch.default_generator)])
-    # Each has begun once all have drawn.
-    while sum(map(len, found)) < 3000:
-        time.sleep(0.001)
-    numbers = [bits(one) for many in found for one in many]
-    assert len(numbers) == 3000 and begun
-    assert sorted(numbers) == sorted(sequence(3000))
 
 
 @needs_avx2

@@ -43,9 +43,8 @@ def randn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
         can beside threads that C++ began and that run no Python; if a __del__ that Python's garbage
         collector calls in the instant of the exchange draws; in a Python without a global lock;
         and beside a thread that _thread.start_new_thread has begun and that first runs in that
-        instant, should torch let go of the lock there: seen once in some 500 such threads with
-        sys.setswitchinterval(1e-6), not with the default. Who begins such threads while drawing
-        gives each a generator.
+        instant: seen (about one in 100 to 500 such threads). Who begins them
+        while drawing gives each a generator. threading.Thread waits until its thread runs.
     """
     if math.prod(shape) >= SMALLEST and not unsupported():
         own = generator is not torch.default_generator
