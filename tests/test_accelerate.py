@@ -234,6 +234,24 @@ def test_a_saved_pipeline_is_the_source_s(kind: str, noise: str, tmp_path: Path)
     assert settings.items() <= {**again.scheduler.config}.items()
 
 
+def test_a_pipeline_whose_network_was_replaced_is_saved(tmp_path: Path) -> None:
+    scheduler = diffusers.DDPMScheduler()
+    fast = fastddpm.accelerate(diffusers.DDPMPipeline(unet=foreign(), scheduler=scheduler))
+    fast.unet = foreign(layers_per_block=2)
+    fast.save_pretrained(tmp_path)
+    again = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    own = fast.unet.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in again.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("noise", ["torch", "counter"])
+def test_the_progress_bar_is_the_pipeline_s(noise: str) -> None:
+    pipeline = diffusers.DDPMPipeline(unet=foreign(), scheduler=diffusers.DDPMScheduler())
+    assert not fastddpm.accelerate(pipeline, noise=noise).progress_bar(total=2).disable
+    pipeline.set_progress_bar_config(disable=True)
+    assert fastddpm.accelerate(pipeline, noise=noise).progress_bar(total=2).disable
+
+
 def test_a_scripted_network_is_in_evaluation_mode_while_it_runs() -> None:
     class Dropping(nn.Module):
         def __init__(self) -> None:

@@ -178,6 +178,27 @@ def test_it_follows_weights_network_and_scheduler() -> None:
     )
 
 
+def test_a_plain_scheduler_in_its_place() -> None:
+    fast, clipless = counted(plain()), diffusers.DDPMScheduler(clip_sample=False)
+    fast.scheduler = clipless
+    assert torch.equal(drawn(fast), drawn(counted(plain(clip_sample=False))))
+    assert type(fast.scheduler).__name__ == "FastDDPMScheduler"
+    fast.scheduler = diffusers.DDIMScheduler()
+    with pytest.raises(ValueError, match=r"expected a DDPMScheduler.*got a DDIMScheduler"):
+        drawn(fast)
+
+
+@pytest.mark.parametrize("compatibility", ["diffusers", "exact"])
+@pytest.mark.parametrize("name", ["betas", "alphas_cumprod"])
+def test_betas_changed_later_are_refused(name: str, compatibility: str) -> None:
+    fast = counted(plain())
+    fast.register_modules(scheduler=integration.FastDDPMScheduler(compatibility=compatibility))
+    drawn(fast)
+    setattr(fast.scheduler, name, getattr(fast.scheduler, name) * 0.9)
+    with pytest.raises(ValueError, match="betas to be those of its config"):
+        drawn(fast)
+
+
 def test_the_progress_bar_counts_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = counted(plain())
     fast.set_progress_bar_config(disable=False)
@@ -222,7 +243,7 @@ def test_what_has_no_counter_noise() -> None:
             fastddpm.accelerate(model, noise="counter")
     with pytest.raises(ValueError, match=r"a noise in .*'torch', 'counter'.*got 'philox'"):
         fastddpm.accelerate(plain(), noise="philox")
-    with pytest.raises(ValueError, match="got a CounterDDPMPipeline"):
+    with pytest.raises(ValueError, match=r"CounterDDPMPipeline.*accelerate the pipeline"):
         fastddpm.accelerate(counted(plain()))
     with pytest.raises(ValueError, match="variance_type 'learned'"):
         counted(plain(variance_type="learned", channels=6))

@@ -76,7 +76,7 @@ def accelerate(
         network = accelerate(model.unet, engine, device, dtype, **options)
         if noise == "counter":
             settings = {"engine": engine, "device": device, "dtype": dtype, **options}
-            return diffusers.counter_pipeline(network, model.scheduler, settings)
+            return diffusers.counter_pipeline(network, model, settings)
         return diffusers.fast_pipeline(model, network)
     kind, network = Accelerated, model
     if isinstance(model, nn.Module) and diffusers.is_diffusers_model(model):

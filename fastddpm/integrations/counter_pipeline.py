@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fastddpm.checkpoint.schedulers import read_scheduler
 from fastddpm.diffusion import GaussianDiffusion
+from fastddpm.integrations.diffusers import counter_scheduler
 from fastddpm.integrations.pipelines import SavedAsSource
 from fastddpm.sampler import Sampler
 from fastddpm.sampler.arguments import positive
@@ -43,7 +44,8 @@ class _Made(NamedTuple):
 
 
 class CounterDDPMPipeline(SavedAsSource, DDPMPipeline):  # type: ignore[misc]
-    """unet: what ``accelerate`` makes of a UNet2DModel. scheduler: a FastDDPMScheduler."""
+    """unet: what ``accelerate`` makes of a UNet2DModel. scheduler: a FastDDPMScheduler, or a
+    DDPMScheduler, in whose place a fast one is put; its betas must be those of its config."""
 
     def __init__(self, unet: Any, scheduler: Any) -> None:
         super().__init__(unet=unet, scheduler=scheduler)
@@ -101,7 +103,10 @@ class CounterDDPMPipeline(SavedAsSource, DDPMPipeline):  # type: ignore[misc]
 
     def _sampler(self) -> Sampler:
         """Of the network and the scheduler as they are now."""
-        unet, config = self.unet, self.scheduler.config
+        scheduler = counter_scheduler(self.scheduler)
+        if scheduler is not self.scheduler:
+            self.register_modules(scheduler=scheduler)
+        unet, config = self.unet, scheduler.config
         place = self.device, unet.dtype
         made = self._made
         if not (made and made.unet is unet and made.config is config and made.place == place):

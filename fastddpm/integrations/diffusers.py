@@ -62,6 +62,12 @@ def fast_pipeline(pipeline: Any, network: nn.Module) -> Any:
     made = kind(unet=network, scheduler=pipeline.scheduler)
     # Not given to its constructor: DDIMPipeline's makes a DDIMScheduler of whatever it gets.
     made.register_modules(scheduler=fast_scheduler(made.scheduler))
+    return _with_bar(made, pipeline)
+
+
+def _with_bar(made: Any, pipeline: Any) -> Any:
+    """``made``, its progress bars set as the pipeline's."""
+    made.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
     return made
 
 
@@ -78,17 +84,36 @@ def check_for_counter_noise(model: Any) -> None:
         )
 
 
-def counter_pipeline(network: nn.Module, scheduler: Any, settings: dict[str, Any]) -> Any:
+def counter_pipeline(network: nn.Module, pipeline: Any, settings: dict[str, Any]) -> Any:
     """The pipeline of counter_pipeline.py; settings: of its Sampler.
 
     Raises ValueError for settings that no Sampler offers, or betas that are not the config's.
     """
     from fastddpm.integrations.counter_pipeline import CounterDDPMPipeline
 
+    return _with_bar(CounterDDPMPipeline.of(network, pipeline.scheduler, settings), pipeline)
+
+
+def counter_scheduler(scheduler: Any) -> Any:
+    """A scheduler whose config tells all steps of a CounterDDPMPipeline.
+
+    Raises ValueError for another one than DDPM's, or for betas that are not its config's.
+    """
     fast = fast_scheduler(scheduler)
-    if type(fast).__name__ not in SCHEDULERS.values():
+    name = type(scheduler).__name__
+    if name not in DDPM:
+        raise ValueError(f"expected a {' or '.join(DDPM)}, whose steps a Sampler has, got a {name}")
+    if fast is scheduler and not (name == DDPM[1] and _has_its_configs_betas(fast)):
         raise ValueError("expected the scheduler's betas to be those of its config, got others")
-    return CounterDDPMPipeline.of(network, fast, settings)
+    return fast
+
+
+def _has_its_configs_betas(scheduler: Any) -> bool:
+    own = type(scheduler).from_config(scheduler.config)
+    return all(
+        torch.equal(getattr(own, name), getattr(scheduler, name).cpu())
+        for name in ("betas", "alphas_cumprod")
+    )
 
 
 def is_diffusers_model(model: nn.Module) -> bool:
@@ -107,6 +132,11 @@ def is_pipeline(model: object) -> bool:
     own = name == COUNTER_PIPELINE
     if not (own or (_is_of_diffusers(model) and name.endswith("Pipeline"))):
         return False
+    if own:
+        raise ValueError(
+            f"expected a {' or '.join(PIPELINES)}, got a {name}, which is accelerated: accelerate "
+            "the pipeline that it was made of, or its unet"
+        )
     if name not in PIPELINES:
         raise ValueError(f"expected a {' or '.join(PIPELINES)}, got a {name}: give its network")
     return True

@@ -19,7 +19,9 @@ class SavedAsSource:
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """diffusers' own, of the pipeline that was accelerated: its network and its scheduler.
 
-        What ``from_pretrained`` reads is diffusers' pipeline, to be accelerated again.
+        What ``from_pretrained`` reads is diffusers' pipeline, to be accelerated again. Its
+        scheduler is diffusers' class, which has no ``compatibility``: an "exact" one is not saved
+        as such.
         """
         plain = _PLAIN.get(type(self.scheduler).__name__)
         scheduler = self.scheduler
@@ -27,7 +29,7 @@ class SavedAsSource:
             config = {name: v for name, v in scheduler.config.items() if name != "compatibility"}
             scheduler = plain.from_config(config)
         kind = DDIMPipeline if isinstance(self, DDIMPipeline) else DDPMPipeline
-        source = kind(unet=self.unet.source, scheduler=scheduler)
+        source = kind(unet=getattr(self.unet, "source", self.unet), scheduler=scheduler)
         # Not given to its constructor: DDIMPipeline's makes a DDIMScheduler of whatever it gets.
         source.register_modules(scheduler=scheduler)
         return source.save_pretrained(*args, **kwargs)
