@@ -6,20 +6,18 @@ that this torch, on this machine, gives these bits. Specification: torch.randn.
 
 A draw is three steps where torch's is one: the state is read, numbers are made, the state is set.
 torch's default generator belongs to all threads, any of which may draw from it between the three
-and get the same numbers. So it is set only if the state is still what was read and this is the one
-Python thread, and nothing can come between these two looks and the setting.
+and get the same numbers. So it is set only if this is the one Python thread and the state is still
+what was read, and nothing can come between these two looks and the setting.
 """
 
 from __future__ import annotations
 
-import _thread
 import functools
 import math
 import sys
 import threading
 from collections.abc import Sequence
-from itertools import chain, compress, starmap, tee
-from operator import eq, methodcaller
+from itertools import compress, starmap
 
 import torch
 from torch import Tensor
@@ -39,12 +37,10 @@ def randn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
     generator: on the CPU. Another thread must not draw from it meanwhile, unless it is
         torch.default_generator. From that torch itself draws while there are other Python threads
-        (tqdm's aside), so that no two draws give the same numbers, ours or torch's. They still
-        can beside threads that C++ began and that run no Python; if a __del__ that Python's garbage
-        collector calls in the instant of the exchange draws; in a Python without a global lock;
-        and beside a thread that _thread.start_new_thread has begun and that first runs in that
-        instant: seen (about one in 100 to 500 such threads). Who begins them
-        while drawing gives each a generator. threading.Thread waits until its thread runs.
+        (tqdm's aside), so that no two draws give the same numbers, ours or torch's. Not seen are
+        draws of threads that do not run Python, or that _thread.start_new_thread has only just
+        begun (threading.Thread waits until its thread runs), and of a __del__ that Python's garbage
+        collector calls in the instant of the exchange: who draws there gives a generator.
     """
     if math.prod(shape) >= SMALLEST and not unsupported():
         own = generator is not torch.default_generator
@@ -86,24 +82,17 @@ def _native(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 def _exchanged(shape: Sequence[int], generator: torch.Generator) -> Tensor | None:
     """Of a generator that others may draw from; None if another Python thread might."""
     quiet = {threading.get_ident(), *_quiet_threads()}
-    while quiet.issuperset(sys._current_frames()) and _thread._count() < len(quiet):
+    while quiet.issuperset(sys._current_frames()):
         before = generator.get_state()
         after = before.clone()
         out = _drawn(shape, after)
         # Lazy, and run to its end by one call into C: in between Python executes nothing, so no
-        # signal handler draws. torch.equal lets go of Python's lock, bytes do not; nor may a tensor
-        # end in between, hence _kept. `after` is set if the state is the one before and, looked at
-        # last, we are alone. Threads are counted, too, all but the main one: one whose function is
-        # torch's own has no frame.
-        _kept, states = tee(starmap(generator.get_state, [()]))
-        alone = (starmap(_thread._count, [()]), map(set, starmap(sys._current_frames, [()])))
-        found = chain(map(bytes, map(methodcaller("numpy"), states)), *alone)
-        expected = bytes(before.numpy()), len(quiet) - 1, quiet
-        same = starmap(all, [(map(eq, expected, found),)])
-        # A torch function mode, as of torch.set_default_device, would be Python in numpy()'s place.
-        with torch._C.DisableTorchFunction():
-            if list(map(generator.set_state, compress([after], same))):
-                return out
+        # signal handler draws and no thread starts. `after` passes if we are alone, and then if
+        # the state is the one before; what has passed is set.
+        alone = map(quiet.issuperset, starmap(sys._current_frames, [()]))
+        unmoved = map(torch.equal, [before], starmap(generator.get_state, [()]))
+        if list(map(generator.set_state, compress(compress([after], alone), unmoved))):
+            return out
     return None
 
 
