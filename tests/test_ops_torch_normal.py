@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -110,7 +111,15 @@ DRAW = (512,)
 
 
 @pytest.fixture
-def default_generator() -> Iterator[torch.Generator]:
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that other tests have left, which wait, count as quiet."""
+    own = torch_normal._quiet_threads
+    others = sys._current_frames().keys() - {threading.get_ident()}
+    monkeypatch.setattr(torch_normal, "_quiet_threads", lambda: [*own(), *others])
+
+
+@pytest.fixture
+def default_generator(alone: None) -> Iterator[torch.Generator]:
     """torch's own, as it was afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -159,7 +168,7 @@ def theirs() -> bytes:
 
 @needs_avx2
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_torchs_default_generator(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_default_generator(case: Case, alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     _, expected = generators(case)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
