@@ -308,8 +308,8 @@ def test_a_layer_is_the_same_convolution_for_both() -> None:
         torch.manual_seed(0)
         results.append(measured.make()())
     assert torch.equal(*results) and results[0].shape == (2, 16, 4, 4)
-    assert convolutions.tile_taken(1, 32, 128, 128) is not None
-    assert convolutions.tile_taken(256, 32, 128, 128) is None
+    assert convolutions.tile_for(1, 32, 128, 128) is not None
+    assert convolutions.tile_for(256, 32, 128, 128) is None
 
 
 def test_kernel_calls_run() -> None:

@@ -15,7 +15,8 @@ from benchmarks.gpu.kernels import Measured, times
 from benchmarks.gpu.options import Options
 from benchmarks.timing import summary
 from fastddpm import ops
-from fastddpm.kernels.conv3x3.triton_kernel import Device, tile_of
+from fastddpm.kernels.conv3x3.triton_kernel import Device, Tile, tile_of
+from fastddpm.ops.conv3x3 import MOST_IMAGES
 
 # Size of the map, input and output channels.
 LAYERS = (
@@ -27,13 +28,13 @@ DTYPE = torch.bfloat16
 
 def run(options: Options) -> Iterator[tuple[str, Any]]:
     """Yields (name, milliseconds of each, and how many times as fast ours is) of each layer that
-    "auto" gives to the kernel."""
+    the kernel has a tile for, and whether "auto" takes it."""
     torch.backends.cudnn.benchmark = True  # The process is this part's own.
     for batch in options.batches:
         for layer in LAYERS:
-            name, tile = f"batch {batch} {layer}", tile_taken(batch, *layer)
+            name, tile = f"batch {batch} {layer}", tile_for(batch, *layer)
             if tile is None:
-                yield name, {"taken": False}
+                yield name, {"tile": None, "auto": False}
                 continue
             milliseconds = {who: summary(times(m)) for who, m in calls(batch, *layer).items()}
             ratio = milliseconds["torch"]["median"] / milliseconds["fastddpm"]["median"]
@@ -41,14 +42,14 @@ def run(options: Options) -> Iterator[tuple[str, Any]]:
             yield (
                 name,
                 {
-                    **{"taken": True, "tile": [tile.pixels, tile.outputs], "times_faster": ratio},
-                    "milliseconds": milliseconds,
+                    **{"tile": [tile.pixels, tile.outputs], "auto": batch <= MOST_IMAGES},
+                    **{"times_faster": ratio, "milliseconds": milliseconds},
                 },
             )
 
 
-def tile_taken(batch: int, size: int, inputs: int, outputs: int) -> Any:
-    """The kernel's tile, or None where "auto" leaves the layer to torch."""
+def tile_for(batch: int, size: int, inputs: int, outputs: int) -> Tile | None:
+    """The kernel's tile on this device, if it has one for the layer."""
     x = torch.empty(0, dtype=DTYPE, device="cuda" if torch.cuda.is_available() else "cpu")
     return tile_of(batch * size**2, inputs, outputs, DTYPE.itemsize, Device.of(x))
 
