@@ -10,28 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from op_backends import CPU, LIBRARY
 from torch import Tensor
+from unet_networks import network
 
 import fastddpm
-from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler, UNet, UNetConfig
-from fastddpm.ops.library import cpu_library
+from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler, UNet
 
-CONFIG = UNetConfig(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(8, 8),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    layers_per_block=1,
-    norm_num_groups=4,
-    attention_head_dim=4,
-)
 DIFFUSION = GaussianDiffusion(NoiseSchedule.linear(6))
-ENGINES = [
-    "reference",
-    pytest.param("cpu", marks=pytest.mark.skipif(cpu_library() is None, reason="no C++ library")),
-]
+ENGINES = ["reference", CPU]
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda value: pickle.loads(pickle.dumps(value)),
@@ -39,11 +26,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 def drawn() -> UNet:
-    torch.manual_seed(0)
-    unet = UNet(CONFIG).eval()
-    for parameter in unet.parameters():
-        parameter.data.normal_(0, 0.1)
-    return unet
+    return network(in_channels=1, out_channels=1)
 
 
 def by_rows(x: Tensor, t: Tensor) -> Tensor:
@@ -69,7 +52,7 @@ def test_a_used_sampler(engine: str, how: str) -> None:
 @pytest.mark.parametrize("how", COPIES)
 def test_its_settings(how: str) -> None:
     settings: dict[str, Any] = {"batch_size": 3, "tf32": True, "memory": "speed", "threads": 1}
-    if cpu_library() is None:
+    if LIBRARY.handle is None:
         settings = {"batch_size": 3, "tf32": True}
     sampler = Sampler(drawn(), DIFFUSION, "auto", "cpu", shape=[1, 16, 8], **settings)
     other = COPIES[how](sampler)
