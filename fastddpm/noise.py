@@ -75,6 +75,7 @@ class Purpose(IntEnum):
     FORWARD = 2
     TIMESTEP = 3
     INTERPOLATION = 4
+    CODING = 5
 
 
 def philox4x32(

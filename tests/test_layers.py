@@ -23,6 +23,7 @@ LAYERS = (
     ("engine",),
     ("sampler", "checkpoint"),
     ("evaluation", "train", "distributed", "selfcheck"),
+    ("codec",),
     ("integrations",),
     ("parity",),
     ("cli",),
@@ -35,7 +36,15 @@ DIFFUSION_PARTS = {"schedule", "timesteps", "gaussian", "coefficients", "diffusi
 BLIND = {"unet": DIFFUSION_PARTS | {"noise"}, "engine": DIFFUSION_PARTS | {"noise", "unet"}}
 
 # Imported inside the functions that need them, never at the top of a file.
-OPTIONAL = {"diffusers", "matplotlib", "ray", "tensorboard", "torch_fidelity", "triton"}
+OPTIONAL = {
+    "constriction",
+    "diffusers",
+    "matplotlib",
+    "ray",
+    "tensorboard",
+    "torch_fidelity",
+    "triton",
+}
 
 # Classes that derive from an optional package's; imported late themselves.
 DERIVED = {
