@@ -3,7 +3,8 @@
 For every call of tests/ptx/calls.py and sm_80, sm_90, sm_100: registers, stack, spills, shared
 memory, width of the bulk loads and stores, special-function and machine instructions an element,
 and the bytes moved, as a multiple of the least: of a kernel's tensors each once, and of the call's,
-which a call of two kernels reads twice.
+which a call of two kernels reads twice. A convolution's tiles read their factors again, out of the
+L2 cache.
 
 Run: python -m benchmarks.gpu_static [--only TEXT]
 Prints a table; writes benchmarks/results/gpu_static.json unless --only chooses some of the calls.
@@ -23,7 +24,7 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from ptx import SMS, Figures, compile_all, figures  # noqa: E402
-from ptx.calls import CALLS, Call  # noqa: E402
+from ptx.calls import CALLS, CONVOLUTIONS, Call  # noqa: E402
 
 from benchmarks import origin  # noqa: E402
 
@@ -47,10 +48,11 @@ COLUMNS = {
 def measure(call: Call) -> list[dict[str, Any]]:
     """A row for each kernel and sm; ``ratio`` is that of the whole call, ``own_ratio`` of the
     kernel."""
-    launches, work = call.launches()
-    compile_all(launches)
+    launched = {sm: call.launches(sm) for sm in SMS}
+    if not call.by_gpu:
+        compile_all(launched[SMS[0]][0])
     rows = []
-    for sm in SMS:
+    for sm, (launches, work) in launched.items():
         kernels = figures(launches, sm, work.elements, call.in_place)
         moved = sum(kernel.bytes_moved for kernel in kernels)
         ratio = moved / work.least_bytes
@@ -95,9 +97,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="calls whose name has this")
     only = parser.parse_args().only
-    chosen = [call for call in CALLS if only in call.name]
+    every = (*CALLS, *CONVOLUTIONS)
+    chosen = [call for call in every if only in call.name]
     if not chosen:
-        parser.error(f"--only {only}: expected a part of {', '.join(call.name for call in CALLS)}")
+        parser.error(f"--only {only}: expected a part of {', '.join(call.name for call in every)}")
     rows: list[dict[str, Any]] = []
     for call in chosen:
         print(call.name, file=sys.stderr)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from ptx import SMS, Fault, compile_all, execute_compiled, resources
+from ptx import SMS, Fault, compile_all, execute_compiled, figures, resources
+from ptx.calls import CONVOLUTIONS, DEVICES, Call
 from ptx.launches import emulated, recorded
 from torch.nn.functional import conv2d
 
@@ -23,12 +24,6 @@ from fastddpm.kernels.common.launch import Launch
 from fastddpm.kernels.conv3x3 import triton_kernel
 from fastddpm.kernels.conv3x3.triton_kernel import TILES, Device, Tile
 
-# A100, H100 and B200: what a tile is chosen for.
-DEVICES = {
-    80: Device(108, 163 * 1024),
-    90: Device(132, 227 * 1024),
-    100: Device(148, 227 * 1024),
-}
 SMALL = [tile for tile in TILES if tile.pixels < 64]
 LARGE = [tile for tile in TILES if tile.pixels >= 64]
 
@@ -63,9 +58,10 @@ CASES = (
 
 
 def use(monkeypatch: pytest.MonkeyPatch, tile: Tile, sm: int) -> None:
-    """Let every convolution have this tile, and be for this GPU."""
+    """Let every convolution have this tile, and be for this GPU, which takes any."""
+    multiprocessors, shared_bytes, _ = DEVICES[sm]
     monkeypatch.setattr(triton_kernel, "TILES", (tile,))
-    monkeypatch.setattr(Device, "of", lambda x: DEVICES[sm])
+    monkeypatch.setattr(Device, "of", lambda x: Device(multiprocessors, shared_bytes))
 
 
 def factors(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,7 +185,7 @@ def test_bars(code: tuple[int, list[Launch]], index: int) -> None:
     taken = resources(compiled)
     assert (taken.stack, taken.spills) == (0, 0)
     assert taken.registers <= MOST_REGISTERS
-    assert taken.shared <= DEVICES[sm].shared_bytes
+    assert taken.shared <= DEVICES[sm][1]
     # Every load is a copy of 16 bytes; every store as much as a thread has, up to 16 bytes.
     assert {int(size, 0) for size in COPIES.findall(compiled.ptx)} == {16}
     assert "ld.global" not in compiled.ptx and not taken.loads
@@ -198,3 +194,28 @@ def test_bars(code: tuple[int, list[Launch]], index: int) -> None:
     assert set(taken.stores) == {min(128, 16 * held)}
     assert launches[index].constants["TILE_P"] == tile.pixels
     assert launches[index].constants["TILE_N"] == tile.outputs
+
+
+def check_bars(call: Call, sm: int) -> None:
+    launches, work = call.launches(sm)
+    (kernel,) = figures(launches, sm, work.elements)
+    assert (kernel.stack, kernel.spills) == (0, 0)
+    assert kernel.registers <= MOST_REGISTERS and kernel.shared <= DEVICES[sm][1]
+    assert kernel.load_bits == (128,)
+    # A tile of pixels and a tile of outputs share no factor: each is read by so many programs.
+    outputs, pixels = launches[0].grid
+    x, weight, y = (tensor.nbytes for tensor in work.tensors)
+    assert kernel.bytes_moved <= outputs * 3 * x + pixels * weight + y
+    assert kernel.bytes_moved >= outputs * x + pixels * weight + y
+
+
+@pytest.mark.parametrize("sm", SMS)
+def test_bars_of_a_network(sm: int) -> None:
+    check_bars(CONVOLUTIONS[-1], sm)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("sm", SMS)
+@pytest.mark.parametrize("call", CONVOLUTIONS, ids=lambda call: call.name)
+def test_bars_of_every_layer(call: Call, sm: int) -> None:
+    check_bars(call, sm)

@@ -146,12 +146,12 @@ def tile_of(pixels: int, inputs: int, outputs: int, itemsize: int, device: Devic
     return _fitted(next(filling, usable[-1]), inputs, itemsize, device)
 
 
-def launch(x: Tensor, weight: Tensor, y: Tensor) -> Launch:
+def launch(x: Tensor, weight: Tensor, y: Tensor, device: Device | None = None) -> Launch:
     """The launch that writes y. x [B, C, H, W], weight [C', C, 3, 3], y [B, C', H, W], all of them
-    channels_last."""
+    channels_last. device: to choose the tile for; x's if None."""
     batch, inputs, height, width = x.shape
     pixels, outputs, itemsize = batch * height * width, len(weight), x.element_size()
-    device = Device.of(x)
+    device = device or Device.of(x)
     # A call by name may have more pixels than are worth it: the largest tile then.
     tile = tile_of(pixels, inputs, outputs, itemsize, device)
     if tile is None:

@@ -44,21 +44,23 @@ class Call(NamedTuple):
     exact:         products and sums must be rounded apart.
     in_place:      arguments that hold a value before and are written.
     fused:         fused multiply-adds an element, all of them written as such.
+    by_gpu:        ``run`` takes the sm, as the launch depends on it.
     """
 
     name: str
-    run: Callable[[], Work]
+    run: Callable[..., Work]
     instructions: dict[str, float] = {}  # noqa: RUF012  nobody changes it
     ratio: float = 1.05
     exact: bool = False
     in_place: tuple[str, ...] = ()
     fused: int = 0
+    by_gpu: bool = False
 
-    def launches(self) -> tuple[list[Launch], Work]:
+    def launches(self, sm: int = 90) -> tuple[list[Launch], Work]:
         """What the call launches, and its work; nothing is run."""
         torch.manual_seed(0)
         with recorded() as launches:
-            work = self.run()
+            work = self.run(sm) if self.by_gpu else self.run()
         return launches, work
 
 
@@ -155,6 +157,26 @@ def _drawn() -> Work:
     return Work(out.numel(), [out])
 
 
+# ---- Convolutions
+
+# A100, H100 and B200: multiprocessors, bytes of shared memory and compute capability.
+DEVICES = {80: (108, 163 * 1024, 8), 90: (132, 227 * 1024, 9), 100: (148, 227 * 1024, 10)}
+
+
+def _convolved(channels: int, size: int) -> Callable[[int], Work]:
+    def run(sm: int) -> Work:
+        from fastddpm.kernels.conv3x3 import triton_kernel
+
+        x, y = _image(channels, size), _image(channels, size)
+        weight = torch.randn(channels, 3, 3, channels) / (9 * channels) ** 0.5
+        weight = weight.bfloat16().movedim(-1, 1)
+        device = triton_kernel.Device(*DEVICES[sm])
+        triton_kernel.launch(x, weight, y, device).run()
+        return Work(y.numel(), [x, weight, y])
+
+    return run
+
+
 # ---- The list. Instructions an element: a normal's is that of the normal it draws.
 
 PER_NORMAL, ONE_PASS, ONE_PASS_SUM, APPLY = 90.0, 17.0, 21.0, 12.0
@@ -206,4 +228,11 @@ CALLS = (
     Call("residual_sum 32²×128", _summed(128, 32, None)),
     Call("resampled_sum 32²×128, pad", _summed(128, 32, "pad")),
     Call("resampled_sum 16²×256, double", _summed(256, 16, "double")),
+)
+
+# Products in tiles: each tile reads its two factors, so a factor is read once for every tile that
+# needs it, out of the L2 cache. They have bars of their own (tests/test_ptx_conv3x3.py).
+CONVOLUTIONS = tuple(
+    Call(f"conv3x3 {size}²×{channels}", _convolved(channels, size), by_gpu=True)
+    for channels, size in ((128, 32), (256, 16), (256, 8), (256, 4))
 )
