@@ -206,6 +206,43 @@ def test_changed_numbers_are_never_ignored(gpu: Device) -> None:
     assert not torch.equal(after, before)
 
 
+class Tabled(nn.Module):
+    """Reads a tensor that is neither parameter nor buffer, and keeps what it made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._table = torch.tensor([0.3])
+        self.made: Tensor | None = None
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.made = self._table * x
+        return self.made
+
+
+def test_tensors_that_are_no_weights_are_never_ignored(gpu: Device) -> None:
+    model = Tabled()
+    reference, fast = both(model, diffusion_of(5), shape=(1, 4, 4))
+    before = triton(fast, 2)
+    captured = len(gpu.graphs)
+    assert same_bits(triton(fast, 2), before)
+    assert len(gpu.graphs) == captured  # What it keeps is a replay's own.
+    model._table = torch.tensor([0.7])
+    after = triton(fast, 2)
+    assert same_bits(after, reference.sample(2))
+    assert not torch.equal(after, before)
+
+
+def test_tensors_that_are_no_weights_are_copied_with_them(gpu: Device) -> None:
+    model = Tabled()
+    model.weight = nn.Parameter(torch.zeros(1))  # Of a module with weights a dtype means a copy.
+    reference, fast = both(model, diffusion_of(5), shape=(1, 4, 4), dtype=torch.bfloat16)
+    before = triton(fast, 2)
+    model._table.fill_(0.7)
+    after = triton(fast, 2)
+    assert not torch.equal(after, before)
+    assert (after - reference.sample(2)).abs().max() < 0.05
+
+
 def test_an_accelerated_module_is_captured_itself(gpu: Device) -> None:
     reference, fast = both(fastddpm.accelerate(Scaled()), diffusion_of(5), shape=(1, 4, 4))
     assert same_bits(triton(fast, 2), reference.sample(2))

@@ -179,7 +179,11 @@ def test_a_sum_moves_the_least_bytes(resample: str | None, sm: int) -> None:
 
 # ---- maps of more than 2^31 elements, in which an offset of 32 bits would turn negative
 
-HUGE = {"batch_4100": (4100, 512, 32, 32), "size_256": (260, 128, 256, 256)}
+HUGE = {
+    "batch_4100": (4100, 512, 32, 32),
+    "batch_4100_in_parts": (4100, 384, 32, 32),
+    "size_256": (260, 128, 256, 256),
+}
 
 
 def image(shape: Sequence[int]) -> Tensor:
@@ -192,6 +196,10 @@ def image(shape: Sequence[int]) -> Tensor:
 def constant(value: float) -> Any:
     bits = int(torch.tensor(value, dtype=torch.bfloat16).view(torch.int16)) & 0xFFFF
     return lambda start, count: np.full(count, bits, np.uint16)
+
+
+def number(value: float) -> Any:
+    return lambda start, count: np.full(count, value, np.float32)
 
 
 def last_program(launch: Any) -> list[tuple[int, int, int]]:
@@ -207,19 +215,26 @@ def test_the_last_program_of_a_huge_batch_writes_the_last_elements(name: str) ->
     weight, bias = torch.ones(channels), torch.full((channels,), 3.0)
     mean, rstd = (torch.empty(batch, 32, device="meta") for _ in range(2))
     none = {"row": None, "skip": None, "scale": None, "shift": None}
-    first = triton_kernel.launches(
+    launched = triton_kernel.launches(
         *(x, weight, bias, 1e-6),
         **none,
         **{"residual": residual, "silu": True, "y": y, "total": total, "mean": mean, "rstd": rstd},
-    )[0]
-    twos = {"x": constant(2.0), "residual": constant(2.0)}
-    run = execute(first, 90, programs=last_program(first), fill=twos)
-    values, stored = run.read("total", x.numel() - 16, 16)
-    assert stored.all() and (values == constant(4.0)(0, 16)).all()
-    if "y" in first.writes:
-        values, stored = run.read("y", x.numel() - 16, 16)
-        silu = torch.nn.functional.silu(torch.tensor(3.0)).item()
-        assert stored.all() and (values == constant(silu)(0, 16)).all()
+    )
+    silu = torch.nn.functional.silu(torch.tensor(3.0)).item()
+    maps, found = {"y": silu, "total": 4.0}, {}
+    for launch in launched:
+        # The second of two reads the sum and its statistics.
+        held = 2.0 if launch.arguments["x"] is x else 4.0
+        fill = {"x": constant(held), "residual": constant(2.0)}
+        fill |= {"partial_mean": number(4.0), "partial_m2": number(0.0)}
+        fill = {n: v for n, v in fill.items() if launch.arguments.get(n) is not None}
+        fill = {n: v for n, v in fill.items() if n not in launch.writes}
+        run = execute(launch, 90, programs=last_program(launch), fill=fill)
+        for name in maps.keys() & set(launch.writes):
+            found[name] = run.read(name, x.numel() - 16, 16)
+    assert found.keys() == maps.keys()
+    for name, (values, stored) in found.items():
+        assert stored.all() and (values == constant(maps[name])(0, 16)).all()
 
 
 @pytest.mark.parametrize("name", HUGE)

@@ -46,7 +46,8 @@ class Fingerprint:
     address unnoticed.
 
     torch counts the writes to a tensor, but not those through ``parameter.data`` nor those of fused
-    optimizers: these are not seen.
+    optimizers: these are not seen. Nor is what a module reads of a helper object that is no module,
+    or of a global variable.
     """
 
     source: Any
@@ -54,6 +55,7 @@ class Fingerprint:
     marks: dict[str, Any]
     storages: tuple[torch.UntypedStorage, ...]
     glance: Glance | None
+    ignored: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: Any, *, values: bool = False) -> Fingerprint:
@@ -62,7 +64,8 @@ class Fingerprint:
         attributes; in lists, tuples and dictionaries, too.
 
         values: of numbers, strings and None held in the same places as well, which a captured graph
-        has read once and for all.
+        has read once and for all, and of a module's attributes: tensors that are neither parameters
+        nor buffers, numbers, strings.
         """
         parts = dict(_read(model, values))
         tensors = [part for part in parts.values() if isinstance(part, Tensor)]
@@ -90,13 +93,21 @@ class Fingerprint:
             lambda mark: mark._replace(version=None) if isinstance(mark, _Mark) else mark
         )
 
+    def settle(self) -> None:
+        """The model has run since ``of``: what changed by that, as a map that it keeps for others
+        to look at, tells nothing of its weights and is not looked at from now on."""
+        self.ignored |= set(self._differences(lambda mark: mark))
+
     def _first_difference(self, view: Callable[[Any], Any]) -> str | None:
+        return next(self._differences(view), None)
+
+    def _differences(self, view: Callable[[Any], Any]) -> Iterator[str]:
         now = {name: _mark(part) for name, part in _read(self.source, self.values)}
         for name in (*self.marks, *(name for name in now if name not in self.marks)):
             before, after = self.marks.get(name, _ABSENT), now.get(name, _ABSENT)
-            if type(before) is not type(after) or view(before) != view(after):
-                return name
-        return None
+            same = type(before) is type(after) and view(before) == view(after)
+            if not same and name not in self.ignored:
+                yield name
 
 
 _ABSENT = object()
@@ -143,13 +154,14 @@ def _read(model: Any, values: bool) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(module: nn.Module, values: bool) -> Iterator[tuple[str, Any]]:
-    """What the modules hold beside parameters, buffers and each other; none but plain values."""
+    """What the modules hold beside parameters, buffers and each other: tensors, plain values."""
     if not values:
         return
     for path, part in module.named_modules():
         for name, held in vars(part).items():
-            # Its mode is set by who runs it.
-            if name[0] != "_" and name != "training" and isinstance(held, _VALUES + _CONTAINERS):
+            # Names that begin so are torch's own, but for tensors; the mode is set by who runs it.
+            plain = name[0] != "_" and name != "training"
+            if isinstance(held, Tensor) or (plain and isinstance(held, _VALUES + _CONTAINERS)):
                 yield f"{path}.{name}" if path else name, held
 
 

@@ -163,4 +163,6 @@ class NetworkCall:
         make: Any = PlainCallStep if plain else CallStep
         step = make(network, x, t, labels)
         plan = Plan(tuple(x.shape), 1, self._device, x.dtype, network.fused)
-        return Prepared(step, self._engine.prepare(step, plan))
+        runner = self._engine.prepare(step, plan)
+        network.settle()
+        return Prepared(step, runner)

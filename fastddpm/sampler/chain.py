@@ -272,7 +272,9 @@ class Chain:
             known=known,
         )
         plan = Plan(shape, self.num_steps, self.place.device, fused=network.fused)
-        return Prepared(step, self.place.engine.prepare(step, plan), guidance, known)
+        runner = self.place.engine.prepare(step, plan)
+        network.settle()
+        return Prepared(step, runner, guidance, known)
 
 
 def _is_checked(shown_every: int, i: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -60,6 +61,11 @@ class Network(Protocol):
 
     def over(self, timesteps: Tensor) -> Network:
         """The same network, of the same weights, for a chain over other timesteps."""
+        ...
+
+    def settle(self) -> None:
+        """An engine has just run it to prepare a step: what the model changed of itself by that is
+        no change of its weights."""
         ...
 
     def refresh(self, *, reread: bool) -> bool:
@@ -142,10 +148,23 @@ class CallableNetwork:
         source, copied = self._source, self.model
         if not isinstance(source, nn.Module) or not isinstance(copied, nn.Module):
             return False
-        if copied is not source and (reread or self._weights.changed()):
+        if copied is source:
+            return False
+        written = self._weights.changed()
+        if written is not None and written not in _weight_names(source):
+            return True
+        if reread or written is not None:
             self._weights = Fingerprint.of(source, values=True)
             copy_weights(source, copied)
         return False
+
+    def settle(self) -> None:
+        self._weights.settle()
+
+
+def _weight_names(module: nn.Module) -> set[str]:
+    """Of what ``copy_weights`` copies."""
+    return {name for name, _ in chain(module.named_parameters(), module.named_buffers())}
 
 
 def network_of(

@@ -67,6 +67,9 @@ class _TabledNetwork:
     def _refill(self) -> None:
         self._table.copy_(self._filled())
 
+    def settle(self) -> None:
+        """A U-Net changes nothing of itself."""
+
     def over(self, timesteps: Tensor) -> Self:
         """The same network with the table of other timesteps."""
         other = copy.copy(self)
