@@ -59,6 +59,8 @@ def sample(
     spacing: Spacing = "linspace",
     method: how.Method = "ancestral",
     eta: how.Eta = 0.0,
+    corrections: how.Corrections = None,
+    step_size: how.StepSize = None,
     clip: how.Clip = None,
     variance: how.Variance = None,
     guidance: how.Guidance = None,
@@ -85,8 +87,10 @@ def sample(
     cpu = CpuOptions(threads, weights, memory)
     sampler, unet = models.load_sampler(model, steps, spacing, engine, device, dtype, cpu)
     _check_format(format, sampler.shape)
-    options = how.options_of(method, eta, clip, variance, guidance, null_label)
-    how.check(options, sampler.diffusion, classes, unet)
+    options = how.options_of(
+        method, eta, corrections, step_size, clip, variance, guidance, null_label
+    )
+    calls = how.check(options, sampler.diffusion, classes, unet)
     settings = {
         **models.identity(model, unet, sampler.diffusion, dtype, weights),
         **{"num": num, "seed": seed, "batch_size": batch_size},
@@ -100,7 +104,7 @@ def sample(
         return
     typer.echo(sampler.explain(), err=True)
     parts = [range(i, min(i + batch_size, num)) for i in range(0, num, batch_size)]
-    _run(sampler, folder, parts, seed, classes, options)
+    _run(sampler, folder, parts, seed, classes, options, calls)
     samples = folder.join(parts)
     written = (
         _write_pictures(folder, samples, format) if models.makes_pictures(sampler.shape) else []
@@ -136,13 +140,14 @@ def _run(
     seed: int,
     classes: list[int] | None,
     options: Options,
+    calls: int,
 ) -> None:
-    """Make the batches that are not done yet."""
-    num, steps = parts[-1].stop, sampler.diffusion.num_steps
+    """Make the batches that are not done yet. calls: of the network, for each image."""
+    num = parts[-1].stop
     left = [part for part in parts if not folder.has(part)]
-    work = sum(map(len, left)) * steps
+    work = sum(map(len, left)) * calls
     try:
-        with Bar("sampling", work, unit="images", scale=1 / steps) as bar:
+        with Bar("sampling", work, unit="images", scale=1 / calls) as bar:
             for part in left:
                 folder.write(part, _batch(sampler, part, seed, classes, options, bar))
     except KeyboardInterrupt:

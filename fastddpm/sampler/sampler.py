@@ -194,8 +194,8 @@ class Sampler(Editing):
             batch_size: overrides the sampler's for this call.
             progress: called after every step with (steps done, steps in all), summed over the
                       batches.
-            options: steps, spacing, method, eta, variance, clip, guidance, null_label, on_x_0; see
-                ``fastddpm.sampler.Options``.
+            options: steps, spacing, method, eta, corrections, step_size, variance, clip, guidance,
+                null_label, on_x_0; see ``fastddpm.sampler.Options``.
 
         Returns:
             float32 [n, C, H, W] on the sampler's device: the last step's mean as it is. With clip=1
