@@ -12,7 +12,6 @@ as T images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -171,9 +170,9 @@ class Bound:
         wrong = ~(vb.isfinite() & mse.isfinite())
         if wrong.any():
             step = int(t[wrong][0])
+            original = int(self.diffusion.schedule.timesteps[step])
             raise FloatingPointError(
-                f"NaN or Inf in the bound at timestep {int(self.diffusion.schedule.timesteps[step])}"
-                f" (step index {step})"
+                f"NaN or Inf in the bound at timestep {original} (step index {step})"
             )
 
 

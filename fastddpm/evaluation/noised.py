@@ -53,7 +53,7 @@ def by_caller(diffusion: GaussianDiffusion, source: GivenNoise) -> Noised:
 
     def noised(x_0: Tensor, t: Tensor, image: Tensor) -> Tensor:
         runs, counts = torch.unique_consecutive(t, return_counts=True)
-        parts = image.split(counts.tolist())
+        parts = torch.split(image, counts.tolist())
         pairs = zip(runs.tolist(), parts, strict=True)
         z = torch.cat([draw(step)[rows.to(x_0.device)] for step, rows in pairs])
         return diffusion.q_sample(x_0, t.to(x_0.device), z.to(x_0.dtype))

@@ -62,11 +62,11 @@ class Terms:
 
     def _by_pixel(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         # float64: the tanh CDF's tails are differences of nearly equal numbers.
-        wide = (v.double() for v in (output, x_0, x_t))
-        return self._diffusion.vb_term(*wide, t, decoder=self._decoder).cpu()
+        output, x_0, x_t = output.double(), x_0.double(), x_t.double()
+        return self._diffusion.vb_term(output, x_0, x_t, t, decoder=self._decoder).cpu()
 
 
 def _mean_square(error: Tensor) -> Tensor:
     """Over all but the first dimension, float64 [R]."""
-    norm = torch.linalg.vector_norm(error.flatten(1), dim=1, dtype=torch.float64)
-    return norm.square() / error[0].numel()
+    norm: Tensor = torch.linalg.vector_norm(error.flatten(1), dim=1, dtype=torch.float64)
+    return norm.square() / math.prod(error.shape[1:])
