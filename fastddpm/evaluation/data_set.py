@@ -6,13 +6,15 @@ timestep's terms, with their spread (moments.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import reduce
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastddpm import atomic
 from fastddpm.evaluation.bits import BitsPerDim
 from fastddpm.evaluation.bound import Bound, Progress
 from fastddpm.evaluation.moments import Moments
@@ -61,6 +63,27 @@ class DataSetBound:
         one image."""
         return float(self.total.interval())
 
+    def save_csv(self, path: Path) -> None:
+        """t, mean and ± of vb, mean and ± of mse, a line a timestep; whole or not at all."""
+        columns = (self.vb.known(), self.vb.interval(), self.mse.known(), self.mse.interval())
+        lines = ["t,vb_bits_per_dim,vb_interval_95,mse,mse_interval_95"]
+        for t, row in enumerate(torch.stack(columns, dim=1).tolist()):
+            lines.append(",".join([str(t), *(f"{value:.8g}" for value in row)]))
+        atomic.write(path, "\n".join(lines) + "\n")
+
+    def save_plot(self, path: Path) -> None:
+        """The terms over t, on logarithmic scales (Nichol and Dhariwal 2021, figure 2)."""
+        # Not pyplot, whose backend and figures are the process's.
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4.5, 3), layout="constrained")
+        axes = figure.subplots()
+        axes.loglog(1 + torch.arange(len(self.vb.mean)), self.vb.known(), color="black")
+        axes.set(xlabel="t + 1", ylabel="term of the bound (bits per dimension)")
+        axes.grid(alpha=0.3)
+        with atomic.replacing(path) as partial:
+            figure.savefig(partial, format="png", dpi=110)
+
     def arrays(self) -> dict[str, Array]:
         """All of it for an .npz file; ``from_arrays`` reads them back."""
         return {
@@ -92,16 +115,15 @@ def bounds_of_parts(
     labels: Tensor | None = None,
     timesteps: int | None = None,
     parts: list[range] | None = None,
-    progress: Progress | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[range, DataSetBound]]:
     """The bound of part after part of the images, image i with sample index i.
 
     images: [N, C, H, W], uint8 or floating; only a part at a time is converted.
-    labels: [N, ...] or None. timesteps: see ``bits_per_dim``. progress: (images done, images).
+    labels: [N, ...] or None. timesteps: see ``bits_per_dim``. parts: which, all by default.
+    advance: called with the number of terms done since.
     """
-    parts = parts_of(len(images)) if parts is None else parts
-    done, whole = 0, sum(map(len, parts))
-    for part in parts:
+    for part in parts_of(len(images)) if parts is None else parts:
         rows = slice(part.start, part.stop)
         bits = bound(
             images[rows],
@@ -109,11 +131,23 @@ def bounds_of_parts(
             indices=part,
             labels=None if labels is None else labels[rows],
             timesteps=timesteps,
+            progress=_steps_of(advance),
         )
         yield part, DataSetBound.of(bits)
-        done += len(part)
-        if progress is not None:
-            progress(done, whole)
+
+
+def _steps_of(advance: Callable[[int], None] | None) -> Progress | None:
+    """Progress of one part, as what was done since the last report."""
+    if advance is None:
+        return None
+    before = 0
+
+    def progress(done: int, _: int) -> None:
+        nonlocal before
+        advance(done - before)
+        before = done
+
+    return progress
 
 
 def bound_of_data(
@@ -123,7 +157,7 @@ def bound_of_data(
     *,
     labels: Tensor | None = None,
     timesteps: int | None = None,
-    progress: Progress | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> DataSetBound:
     """The bound over all images, each taken once; arguments as ``bounds_of_parts``.
 
@@ -131,10 +165,10 @@ def bound_of_data(
     """
     if not len(images):
         raise ValueError("images must hold at least one image")
-    parts = bounds_of_parts(
-        bound, images, seed, labels=labels, timesteps=timesteps, progress=progress
+    found = bounds_of_parts(
+        bound, images, seed, labels=labels, timesteps=timesteps, advance=advance
     )
-    return merged(part for _, part in parts)
+    return merged(part for _, part in found)
 
 
 def merged(bounds: Iterable[DataSetBound]) -> DataSetBound:

@@ -62,3 +62,15 @@ def strata(num_steps: int, draws: int) -> tuple[Tensor, Tensor]:
     # At least one timestep in each: where the square grows slower than k, k counts.
     ends = 1 + torch.maximum(most * k * k // draws**2, k)
     return ends[:-1], ends.diff()
+
+
+def images_for_bound(num_steps: int, draws: int) -> int:
+    """How many images an estimate of the bound takes: 1. ValueError as in ``strata``."""
+    strata(num_steps, draws)
+    return 1
+
+
+def images_for_curve(num_steps: int, draws: int) -> int:
+    """How many images it takes to draw every timestep: one of the widest stratum is missed with a
+    chance of e^-20 then."""
+    return 20 * int(strata(num_steps, draws)[1].max())

@@ -14,6 +14,7 @@ reverse step the rate is L_1 + ... + L_T of Ho's table 2; L_0 more makes the ima
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from fastddpm import atomic
 from fastddpm.diffusion import GaussianDiffusion
-from fastddpm.evaluation.bound import Bound, Progress
+from fastddpm.evaluation.bound import Bound
 from fastddpm.evaluation.data_set import DataSetBound, bound_of_data
 from fastddpm.evaluation.likelihood import Settings
 from fastddpm.sampler.arguments import Array
@@ -92,12 +93,13 @@ def rate_distortion(
     seed: int = 0,
     *,
     labels: Tensor | None = None,
-    progress: Progress | None = None,
+    advance: Callable[[int], None] | None = None,
     **settings: Unpack[Settings],
 ) -> RateDistortion:
     """The curve of a model, averaged over images [N, C, H, W], in memory that N does not change.
 
-    Arguments as ``bits_per_dim``'s; image i has sample index i. progress: (images done, images).
+    Arguments as ``bits_per_dim``'s; image i has sample index i. advance: called with the number of
+    terms done since, of N x T.
     """
     bound = Bound(unet, diffusion, **settings)
-    return RateDistortion.of(bound_of_data(bound, images, seed, labels=labels, progress=progress))
+    return RateDistortion.of(bound_of_data(bound, images, seed, labels=labels, advance=advance))
