@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastddpm import engine as engines
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import CpuOptions
 from fastddpm.sampler import arguments, interpolate
@@ -25,12 +24,11 @@ from fastddpm.sampler.conditions import Conditions
 from fastddpm.sampler.explain import explain
 from fastddpm.sampler.image_editing import Editing
 from fastddpm.sampler.measured import AT_ONCE, Measured, measure
-from fastddpm.sampler.model import Model, device_of, sample_shape, unwrapped
+from fastddpm.sampler.model import Model, sample_shape
 from fastddpm.sampler.noise_source import CallerNoise, NoiseSource
 from fastddpm.sampler.place import Place
 from fastddpm.sampler.recipe import OWN, Options, Recipe
 from fastddpm.sampler.runs import Call, Progress, Runs, Start, chosen_samples, counted
-from fastddpm.sampler.unet_network import unfit_for_programs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -100,19 +98,8 @@ class Sampler(Editing):
         weights: str = "float32",
         memory: str = "small",
     ) -> None:
-        if not callable(model):
-            raise ValueError(f"model must be callable as model(x, t), got {type(model).__name__}")
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
-        if not isinstance(diffusion, GaussianDiffusion):
-            raise ValueError(f"diffusion must be a GaussianDiffusion, got {diffusion!r}")
-        there = device_of(model, device)
-        selected = engines.select(
-            engine,
-            there,
-            CpuOptions(threads, weights, memory),
-            unfit=unfit_for_programs(unwrapped(model), dtype),
-        )
+        cpu = CpuOptions(threads, weights, memory)
+        place = Place.of(model, diffusion, engine, device, dtype, cpu, tf32)
         known = sample_shape(model) if shape is None else arguments.sample_shape(shape)
         most = None if batch_size is None else positive("batch_size", batch_size)
         self._settings: dict[str, Any] = dict(
@@ -126,7 +113,7 @@ class Sampler(Editing):
             weights=weights,
             memory=memory,
         )
-        self._runs = Runs(model, diffusion, Place(selected, there, dtype, tf32), known, most)
+        self._runs = Runs(model, diffusion, place, known, most)
         # Made at once: here a diffusion that cannot be run is found.
         self._chain = self._runs.chain_of(OWN)
 
