@@ -93,7 +93,9 @@ def test_files_that_hold_no_images(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ImageFile(saved(path, array))
-    with pytest.raises(ValueError, match=r"expected an array samples or images or arr_0, got"):
+    with pytest.raises(
+        ValueError, match=r"expected an array samples or images or train_images or arr_0, got"
+    ):
         ImageFile(saved(path, drawn_bytes(), "pictures"))
     with pytest.raises(ValueError, match="a policy in round, truncate, float, got 'floor'"):
         ImageFile(saved(path, drawn_bytes()), "floor")

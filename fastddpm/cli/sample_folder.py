@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fastddpm import atomic
 from fastddpm.checkpoint.files import read_json
 
-Images = NDArray[np.uint8]
+Images = NDArray[np.uint8] | NDArray[np.float32]
 
 COMMAND = "fastddpm sample"
 SETTINGS, RESULT, GRID = "settings.json", "samples.npz", "samples.png"
@@ -72,11 +72,11 @@ class SampleFolder:
         return self._shard(part).exists()
 
     def write(self, part: range, samples: Images) -> None:
-        """Keep the samples of these indices: uint8 [len(part), *spatial, C]."""
+        """Keep the samples of these indices: uint8 or float32 [len(part), *spatial, C]."""
         _save(self._shard(part), samples=samples)
 
     def join(self, parts: list[range]) -> Images:
-        """All samples in order, uint8 [N, *spatial, C]."""
+        """All samples in order, [N, *spatial, C]."""
         return np.concatenate([_read(self._shard(part)) for part in parts])
 
     def picture(self, i: int) -> Path:

@@ -17,10 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.numpy import save
 from torch import Tensor
 
 from fastddpm import atomic
@@ -85,10 +88,23 @@ class FeatureStatistics:
             raise ValueError(f"a covariance needs two features at least, got {self.count}")
         return self.scatter / (self.count - 1)
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it as arrays by their names, for ``from_arrays``."""
+        return {
+            "count": np.array(self.count),
+            "mean": self.mean.numpy(),
+            "scatter": self.scatter.numpy(),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> FeatureStatistics:
+        """What ``arrays`` returned."""
+        mean, scatter = (torch.from_numpy(arrays[name]) for name in ("mean", "scatter"))
+        return cls(int(arrays["count"]), mean, scatter)
+
     def save(self, path: Path, **notes: str) -> None:
         """Write a safetensors file with these notes: whole or not at all."""
-        tensors = {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
-        atomic.write(path, save(tensors, notes))
+        atomic.write(path, save(self.arrays(), notes))
 
     @classmethod
     def load(cls, path: Path) -> tuple[FeatureStatistics, dict[str, str]]:

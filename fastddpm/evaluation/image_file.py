@@ -25,7 +25,7 @@ from fastddpm.sampler.images import PIXELS, as_pixels, from_uint8
 
 # Images that ``as_bytes`` takes at a time.
 READ = 512
-NAMES = ("samples", "images", "arr_0")
+NAMES = ("samples", "images", "train_images", "arr_0")
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, SyntaxError)
 
 

@@ -48,7 +48,7 @@ class MnistFeatures:
     def __init__(self, network: nn.Sequential | None = None) -> None:
         self._hidden = (network or shipped())[:9].eval().requires_grad_(False)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Raises ValueError for images of another shape."""
         if tuple(images.shape[1:]) != SHAPE:
