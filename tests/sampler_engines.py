@@ -15,7 +15,7 @@ from fastddpm import GaussianDiffusion, Sampler
 from fastddpm.engine.cuda_graph import CudaGraphs
 from fastddpm.engine.selection import Engine, Selection
 from fastddpm.ops.library import cpu_library
-from fastddpm.sampler import sampler as samplers
+from fastddpm.sampler import place
 
 FAST = ("auto", "compile", "cuda_graph", *(("cpu",) if cpu_library().handle else ()))
 
@@ -34,7 +34,7 @@ def running(
         if engine == "cuda_graph":
             stack.enter_context(emulated())
             patch = mock.patch.object(
-                samplers.engines, "select", lambda name, device, *_, **__: _graphs(name, device)
+                place.engines, "select", lambda name, device, *_, **__: _graphs(name, device)
             )
             stack.enter_context(patch)
         yield Sampler(model, diffusion, engine, **settings)

@@ -51,8 +51,8 @@ def langevin(
             f"expected at most {MOST_CORRECTIONS} corrections at timesteps below "
             f"{1 << TIMESTEP_BITS}, got {corrections} and timesteps up to {last}"
         )
-    number = torch.arange(corrections + 1).repeat(method.num_steps)
-    level = torch.arange(method.num_steps).repeat_interleave(corrections + 1)
+    number = torch.arange(corrections + 1, device="cpu").repeat(method.num_steps)
+    level = torch.arange(method.num_steps, device="cpu").repeat_interleave(corrections + 1)
     rows = torch.where(
         (number == 0)[:, None],
         _steps(diffusion, method)[level],

@@ -18,17 +18,17 @@ from torch import Tensor
 
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import CpuOptions
-from fastddpm.sampler import arguments, interpolate
-from fastddpm.sampler.arguments import Array, Indices, Labels, integer, positive
-from fastddpm.sampler.conditions import Conditions
+from fastddpm.sampler import arguments
+from fastddpm.sampler.arguments import Array, Indices, Labels, positive
 from fastddpm.sampler.explain import explain
 from fastddpm.sampler.image_editing import Editing
+from fastddpm.sampler.latents import Latents
 from fastddpm.sampler.measured import AT_ONCE, Measured, measure
 from fastddpm.sampler.model import Model, sample_shape
 from fastddpm.sampler.noise_source import CallerNoise, NoiseSource
 from fastddpm.sampler.place import Place
 from fastddpm.sampler.recipe import OWN, Options, Recipe
-from fastddpm.sampler.runs import Call, Progress, Runs, Start, chosen_samples, counted
+from fastddpm.sampler.runs import Call, Progress, Runs, Start, chosen_samples
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -49,7 +49,7 @@ class Step:
     x_0: Tensor
 
 
-class Sampler(Editing):
+class Sampler(Latents, Editing):
     """Samples of ``model`` under ``diffusion``.
 
     model:      fastddpm.UNet or any callable (x, t) -> output. x is [B, C, H, W] in the network's
@@ -256,44 +256,6 @@ class Sampler(Editing):
                 return
             if moment.i % every == 0 and moment.x_0 is not None:
                 yield Step(moment.i, moment.x_t.clone(), moment.x_0.clone())
-
-    def interpolate(
-        self,
-        a: Tensor | Array,
-        b: Tensor | Array,
-        t: int = 500,
-        lambdas: Sequence[float] | Tensor | Array = (0.0, 0.25, 0.5, 0.75, 1.0),
-        seed: int = 0,
-        *,
-        resample_noise: bool = False,
-        noise: CallerNoise | None = None,
-        labels: Labels | None = None,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        """Images between a and b: [L, C, H, W], or [L, B, C, H, W] for batches of pairs.
-
-        Encodes both to step t, mixes with each of the L weights in ``lambdas`` and decodes, with
-        the same noise for every weight. See ``fastddpm.sampler.interpolate.interpolate`` for every
-        argument. a and b are floating point; where the sampler knows no shape they are taken for
-        pictures, [C, H, W] or [B, C, H, W].
-        """
-        image_a, image_b = (arguments.images("a and b", end) for end in (a, b))
-        t, weights = integer("t", t), arguments.weights(lambdas)
-        shape = self._runs.shape_of(image_a)
-        pairs = len(image_a) if image_a.ndim > len(shape) else 1
-        return interpolate.interpolate(
-            self._chain,
-            shape,
-            image_a,
-            image_b,
-            t,
-            weights,
-            integer("seed", seed),
-            resample_noise=resample_noise,
-            noise=noise,
-            conditions=Conditions(self._runs.labels(labels, len(weights) * pairs)),
-            after_step=counted(progress, t + 1),
-        )
 
     def measure(
         self,
