@@ -6,7 +6,16 @@ from importlib import metadata
 
 import typer
 
-from fastddpm.cli import convert, doctor, evaluate, interpolate, sample, train
+from fastddpm.cli import (
+    branches,
+    convert,
+    doctor,
+    evaluate,
+    interpolate,
+    progressive,
+    sample,
+    train,
+)
 from fastddpm.cli.errors import Commands
 
 app = typer.Typer(
@@ -38,7 +47,7 @@ def _options(
     """Options of every command; ``debug`` is read by fastddpm.cli.errors.Commands."""
 
 
-for _command in (sample, interpolate, train, evaluate, convert, doctor):
+for _command in (sample, progressive, interpolate, branches, train, evaluate, convert, doctor):
     _command.register(app)
 
 
