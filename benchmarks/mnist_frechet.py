@@ -38,7 +38,7 @@ CHAINS: dict[str, dict[str, Any]] = {
     "ddim, 100 steps": {"steps": 100, "method": "ddim"},
     "dpm-solver++, 20 steps": {"steps": 20, "method": "dpm-solver++"},
     "langevin, 50 steps, 1 correction": {"steps": 50, "method": "langevin"},
-    "ancestral, all 1000 steps": {},
+    "ancestral, 250 steps": {"steps": 250},
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_runs import fails, samples_of, save, small_unet, succeeds
+from cli_runs import fails, run, samples_of, save, small_unet, succeeds
 
 from fastddpm.cli import evaluate_frechet
 from fastddpm.evaluation import (
@@ -102,6 +102,18 @@ def test_it_goes_on_where_it_was_stopped(
     whole = tmp_path / "whole"
     succeeds(*command[:-1], whole)
     assert result(tmp_path / "stopped") == result(whole)
+
+
+def test_ctrl_c_says_how_to_go_on(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MnistFeatures, "__call__", stop)
+    command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
+    stopped = run(*command, "-o", tmp_path / "out")
+    assert stopped.exit_code == 130 and "the same command goes on from there" in stopped.stderr
 
 
 def test_what_cannot_be_told(files: dict[str, Path], tmp_path: Path) -> None:

@@ -121,15 +121,14 @@ def frechet(
         typer.echo(f"{out} already holds this result (--overwrite computes it again)")
         return
     place = device_of(shipped(), device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if features == "inception":
-        assert real is not None
-        found: dict[str, Any] = _inception(drawn, real, weights, batch_size, place)
-    else:
-        of_data = known or _statistics(folder, "data", real, batch_size, place, drawn.count)
-        of_samples = _statistics(folder, "samples", drawn, batch_size, place, 0)
-        of_data.save(out / STATISTICS, features=features)
-        distance = frechet_distance(of_samples, of_data, allow_singular=allow_singular)
-        found = {"frechet_distance": distance, "samples": drawn.count, "data": of_data.count}
+    try:
+        if real is not None and features == "inception":
+            found = _inception(drawn, real, weights, batch_size, place)
+        else:
+            found = _distance(folder, drawn, known or real, batch_size, place, allow_singular)
+    except KeyboardInterrupt:
+        typer.echo(f"what is done is kept in {out}; the same command goes on from there", err=True)
+        raise
     found = {**found, "features": features, "policy": policy}
     atomic.write(out / RESULT, json.dumps(found, indent=2) + "\n")
     folder.remove_parts()
@@ -137,16 +136,33 @@ def frechet(
         typer.echo(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
 
 
+def _distance(
+    folder: JobFolder,
+    drawn: Source,
+    data: FeatureStatistics | Source | None,
+    batch_size: int,
+    place: torch.device,
+    allow_singular: bool,
+) -> dict[str, Any]:
+    """The figure in features of digits; the data's statistics are written beside it."""
+    assert data is not None
+    if isinstance(data, Source):
+        data = _statistics(folder, "data", data, batch_size, place, first=drawn.count)
+    of_samples = _statistics(folder, "samples", drawn, batch_size, place)
+    data.save(folder.folder / STATISTICS, features=MnistFeatures.name)
+    distance = frechet_distance(of_samples, data, allow_singular=allow_singular)
+    return {"frechet_distance": distance, "samples": drawn.count, "data": data.count}
+
+
 def _statistics(
     folder: JobFolder,
     what: str,
-    source: Source | None,
+    source: Source,
     batch_size: int,
     place: torch.device,
-    first: int,
+    first: int = 0,
 ) -> FeatureStatistics:
-    """Of a source, whose part k is the folder's part first + k."""
-    assert source is not None
+    """Of a source, whose image k is the folder's first + k."""
     features = MnistFeatures()
     parts = [range(first + p.start, first + p.stop) for p in parts_of(source.count, batch_size)]
     # They were done in order.
