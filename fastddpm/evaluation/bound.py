@@ -144,7 +144,7 @@ class Bound:
         x_0 = torch.as_tensor(images) if isinstance(images, np.ndarray) else images
         if not isinstance(x_0, Tensor) or x_0.dtype != torch.uint8:
             x_0 = arguments.images("images", x_0)
-            arguments.within("images", x_0, 1.0)
+            arguments.within("images", x_0, self.diffusion.clip)
         shape = sample_shape(self.model)
         if x_0.ndim < 3 or (shape is not None and tuple(x_0.shape[1:]) != shape):
             expected = "[B, C, H, W]" if shape is None else f"a batch of {list(shape)}"

@@ -125,15 +125,20 @@ def bounds_of_parts(
     """
     for part in parts_of(len(images)) if parts is None else parts:
         rows = slice(part.start, part.stop)
-        bits = bound(
-            images[rows],
-            seed,
-            indices=part,
-            labels=None if labels is None else labels[rows],
-            timesteps=timesteps,
-            progress=_steps_of(advance),
+        # Not named: a part's terms are gone before the next one's are computed.
+        yield (
+            part,
+            DataSetBound.of(
+                bound(
+                    images[rows],
+                    seed,
+                    indices=part,
+                    labels=None if labels is None else labels[rows],
+                    timesteps=timesteps,
+                    progress=_steps_of(advance),
+                )
+            ),
         )
-        yield part, DataSetBound.of(bits)
 
 
 def _steps_of(advance: Callable[[int], None] | None) -> Progress | None:
