@@ -79,7 +79,7 @@ class DataSetBound:
         figure = Figure(figsize=(4.5, 3), layout="constrained")
         axes = figure.subplots()
         axes.loglog(1 + torch.arange(len(self.vb.mean)), self.vb.known(), color="black")
-        axes.set(xlabel="t + 1", ylabel="term of the bound (bits per dimension)")
+        axes.set(xlabel="t + 1", ylabel="bits per dimension")
         axes.grid(alpha=0.3)
         with atomic.replacing(path) as partial:
             figure.savefig(partial, format="png", dpi=110)

@@ -27,9 +27,6 @@ class Pairs(NamedTuple):
     t: Tensor
     weight: Tensor
 
-    def rows(self, part: slice) -> Pairs:
-        return Pairs(self.image[part], self.t[part], self.weight[part])
-
 
 def all_pairs(count: int, num_steps: int) -> Pairs:
     """Every timestep of ``count`` images."""
