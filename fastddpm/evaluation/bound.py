@@ -101,7 +101,7 @@ class Bound:
             rows = arguments.label_rows(labels, count, self.model, torch.device("cpu"))
         with isolated(self._place.device, tf32=self._place.tf32):
             vb, mse = self._run(x_0, rows, pairs, make_noisy, progress)
-            prior = self.diffusion.prior_bpd(_floating(x_0).double().cpu())
+            prior = self.diffusion.prior_bpd(_floating(x_0).cpu().double())
         total = prior.index_add(0, pairs.image, pairs.weight * vb)
         columns = (_columns(pairs, v, count, steps) for v in (vb, mse))
         dtype = torch.float64 if x_0.dtype == torch.float64 else torch.float32
@@ -117,20 +117,24 @@ class Bound:
     ) -> tuple[Tensor, Tensor]:
         """vb and mse of every pair, float64 on the host."""
         total, size = len(pairs.t), self._rows_at_once(len(pairs.t), x_0.shape[1:])
+        # What is captured for full batches runs the last one, too.
+        padded = self._place.engine.captures and total > size
         vb, mse = torch.empty(2, total, dtype=torch.float64).unbind()
         for begin in range(0, total, size):
-            part = slice(begin, min(begin + size, total))
-            image, t, _ = pairs.rows(part)
+            end = min(begin + size, total)
+            rows = torch.arange(begin, begin + size if padded else end).clamp(max=total - 1)
+            image, t = pairs.image[rows], pairs.t[rows]
             x = _floating(x_0[image.to(x_0.device)]).to(self._place.device)
             x_t = make_noisy(x, t, image)
             there = self.diffusion.model_timesteps(t.to(x.device))
             of_rows = None if labels is None else labels[image]
             # Weights that changed without torch's notice are looked for once a call.
             output = self._network(x_t, there, of_rows, reread=begin == 0)
-            vb[part], mse[part] = self._terms(output, x, x_t, t)
-            self._check_finite(vb[part], mse[part], t)
+            found = self._terms(output, x, x_t, t)
+            vb[begin:end], mse[begin:end] = (v[: end - begin] for v in found)
+            self._check_finite(vb[begin:end], mse[begin:end], t[: end - begin])
             if progress is not None:
-                progress(part.stop, total)
+                progress(end, total)
         return vb, mse
 
     def _rows_at_once(self, total: int, shape: torch.Size) -> int:
@@ -144,7 +148,7 @@ class Bound:
         x_0 = torch.as_tensor(images) if isinstance(images, np.ndarray) else images
         if not isinstance(x_0, Tensor) or x_0.dtype != torch.uint8:
             x_0 = arguments.images("images", x_0)
-            arguments.within("images", x_0, 1.0)
+            arguments.within("images", x_0, self.diffusion.clip)
         shape = sample_shape(self.model)
         if x_0.ndim < 3 or (shape is not None and tuple(x_0.shape[1:]) != shape):
             expected = "[B, C, H, W]" if shape is None else f"a batch of {list(shape)}"

@@ -79,7 +79,7 @@ class DataSetBound:
         figure = Figure(figsize=(4.5, 3), layout="constrained")
         axes = figure.subplots()
         axes.loglog(1 + torch.arange(len(self.vb.mean)), self.vb.known(), color="black")
-        axes.set(xlabel="t + 1", ylabel="term of the bound (bits per dimension)")
+        axes.set(xlabel="t + 1", ylabel="bits per dimension")
         axes.grid(alpha=0.3)
         with atomic.replacing(path) as partial:
             figure.savefig(partial, format="png", dpi=110)
@@ -125,15 +125,20 @@ def bounds_of_parts(
     """
     for part in parts_of(len(images)) if parts is None else parts:
         rows = slice(part.start, part.stop)
-        bits = bound(
-            images[rows],
-            seed,
-            indices=part,
-            labels=None if labels is None else labels[rows],
-            timesteps=timesteps,
-            progress=_steps_of(advance),
+        # Not named: a part's terms are gone before the next one's are computed.
+        yield (
+            part,
+            DataSetBound.of(
+                bound(
+                    images[rows],
+                    seed,
+                    indices=part,
+                    labels=None if labels is None else labels[rows],
+                    timesteps=timesteps,
+                    progress=_steps_of(advance),
+                )
+            ),
         )
-        yield part, DataSetBound.of(bits)
 
 
 def _steps_of(advance: Callable[[int], None] | None) -> Progress | None:

@@ -50,8 +50,8 @@ def bits_per_dim(
 
     Args:
         unet: fastddpm.UNet or any callable (x, t) -> output, as for ``fastddpm.Sampler``.
-        images: [B, C, H, W], uint8, or floating in [-1, 1] (float64: the terms are computed in
-            float64, the network in its own dtype).
+        images: [B, C, H, W], uint8, or floating in [-1, 1], or within the diffusion's ``clip``
+            (float64: the terms are computed in float64, the network in its own dtype).
         seed: 0 to 2^64 - 1. The terms of image i depend on (seed, indices[i]) and the image alone,
             not on the batch, its order or its place.
         indices: int64 [B], the images' sample indices; 0, ..., B-1 by default.

@@ -5,8 +5,8 @@
 
 A stratum's term stands for all n of its timesteps.  E n vb_t over a uniform t of the stratum is the
 sum of its terms, so prior + vb_0 + Σ n vb_t is the bound in expectation, whatever the strata.  They
-widen linearly with t, because the terms fall with it.  (Nichol and Dhariwal 2021 draw t by
-importance to train the bound; strata leave no draw to chance that need not be.)
+end at T (k/K)³, because the terms fall with t.  At K = 20 the draws then make the built-in model's
+estimate deviate by .044 bits/dim an image (equal strata: .99, none: 1.16); the images do by .23.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ class Pairs(NamedTuple):
     image: Tensor
     t: Tensor
     weight: Tensor
-
-    def rows(self, part: slice) -> Pairs:
-        return Pairs(self.image[part], self.t[part], self.weight[part])
 
 
 def all_pairs(count: int, num_steps: int) -> Pairs:
@@ -59,8 +56,8 @@ def strata(num_steps: int, draws: int) -> tuple[Tensor, Tensor]:
     if not 1 <= draws <= most:
         raise ValueError(f"timesteps: expected 1 to {most} of {num_steps} to draw, got {draws}")
     k = torch.arange(draws + 1)
-    # At least one timestep in each: where the square grows slower than k, k counts.
-    ends = 1 + torch.maximum(most * k * k // draws**2, k)
+    # At least one timestep in each: where the cube grows slower than k, k counts.
+    ends = 1 + torch.maximum(most * k**3 // draws**3, k)
     return ends[:-1], ends.diff()
 
 
