@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,25 @@ def test_files_that_hold_no_images(tmp_path: Path) -> None:
         ImageFile(saved(path, drawn_bytes(), "pictures"))
     with pytest.raises(ValueError, match="a policy in round, truncate, float, got 'floor'"):
         ImageFile(saved(path, drawn_bytes()), "floor")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, compressed: bool) -> None:
+    """Python's and numpy's, counted; one batch of 50 is 150 kB, the larger file 6 MB."""
+
+    def peak(count: int) -> int:
+        array = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        path = saved(tmp_path / "images.npz", array, compressed=compressed)
+        del array
+        tracemalloc.start()
+        try:
+            for _ in ImageFile(path).batches(50):
+                pass
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(2000) < 1.1 * peak(200)
 
 
 def test_a_file_that_ends_early(tmp_path: Path) -> None:
