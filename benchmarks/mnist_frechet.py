@@ -39,7 +39,6 @@ CHAINS: dict[str, dict[str, Any]] = {
     "dpm-solver++, 20 steps": {"steps": 20, "method": "dpm-solver++"},
     "langevin, 50 steps, 1 correction": {"steps": 50, "method": "langevin"},
     "ancestral, 250 steps": {"steps": 250},
-    "ancestral, all 1000 steps": {},
 }
 
 
