@@ -261,7 +261,7 @@ def _run(
                 advance=bar.advance,
             )
             for part, sums in found:
-                folder.write(part, sums.arrays())
+                folder.write(part, **sums.arrays())
     except KeyboardInterrupt:
         done = sum(len(part) for part in parts if folder.has(part))
         typer.echo(

@@ -144,7 +144,7 @@ def _run(
     try:
         with Bar("sampling", work, unit="images", scale=1 / steps) as bar:
             for part in left:
-                folder.write(part, _batch(sampler, part, seed, classes, options, bar))
+                folder.write(part, samples=_batch(sampler, part, seed, classes, options, bar))
     except KeyboardInterrupt:
         done = sum(len(part) for part in parts if folder.has(part))
         typer.echo(
