@@ -194,26 +194,16 @@ def evaluate(measure: Measure, options: BoundOptions) -> None:
         memory=options.memory,
     )
     data = _images(options, unet)
-    if options.timesteps is not None:
-        least = measure.least_images(diffusion.num_steps, options.timesteps)
-        if len(data) < least:
-            raise ValueError(
-                f"--timesteps {options.timesteps} needs {least} images or more, got {len(data)}: "
-                "give more of either, or all timesteps"
-            )
-    folder = JobFolder(
-        options.out,
-        f"fastddpm evaluate {measure.name}",
-        {
-            **models.identity(options.model, unet, diffusion, options.dtype, options.weights),
-            **{"data_sha256": data.fingerprint, "num": len(data), "seed": options.seed},
-            **{"timesteps": options.timesteps, "decoder": options.decoder},
-            **{"steps": diffusion.num_steps, "spacing": options.spacing},
-            **{"batch_size": options.batch_size},
-        },
-        measure.results,
-        overwrite=options.overwrite,
-    )
+    _check_draws(measure, options, len(data), diffusion.num_steps)
+    settings = {
+        **models.identity(options.model, unet, diffusion, options.dtype, options.weights),
+        **{"data_sha256": data.fingerprint, "num": len(data), "seed": options.seed},
+        **{"timesteps": options.timesteps, "decoder": options.decoder},
+        **{"steps": diffusion.num_steps, "spacing": options.spacing},
+        **{"batch_size": options.batch_size},
+    }
+    who, overwrite = f"fastddpm evaluate {measure.name}", options.overwrite
+    folder = JobFolder(options.out, who, settings, measure.results, overwrite=overwrite)
     if folder.complete:
         typer.echo(f"{options.out} already holds this result (--overwrite computes it again)")
         return
@@ -226,6 +216,17 @@ def evaluate(measure: Measure, options: BoundOptions) -> None:
     atomic.write(options.out / measure.results[-1], text)
     folder.remove_parts()
     typer.echo(f"{line}, in {options.out}: {', '.join(measure.results)}")
+
+
+def _check_draws(measure: Measure, options: BoundOptions, images: int, steps: int) -> None:
+    if options.timesteps is None:
+        return
+    least = measure.least_images(steps, options.timesteps)
+    if images < least:
+        raise ValueError(
+            f"--timesteps {options.timesteps} needs {least} images or more, got {images}: give "
+            "more of either, or all timesteps"
+        )
 
 
 def _images(options: BoundOptions, unet: UNet) -> ImageData:
@@ -261,7 +262,7 @@ def _run(
                 advance=bar.advance,
             )
             for part, sums in found:
-                folder.write(part, sums.arrays())
+                folder.write(part, **sums.arrays())
     except KeyboardInterrupt:
         done = sum(len(part) for part in parts if folder.has(part))
         typer.echo(

@@ -171,7 +171,7 @@ def _statistics(
     with Bar(f"features of {what}", sum(map(len, left)), unit="images") as bar:
         for part, images in zip(left, source.batches(batch_size, done), strict=True):
             found = FeatureStatistics.of(features(images.to(place)))
-            folder.write(part, found.arrays())
+            folder.write(part, **found.arrays())
             bar.advance(len(part))
     kept = (FeatureStatistics.from_arrays(folder.read(part)) for part in parts)
     return sum(kept, FeatureStatistics.none(features.dimensions))

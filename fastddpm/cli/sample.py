@@ -167,7 +167,7 @@ def _run(
         with Bar("sampling", work, unit="images", scale=1 / calls) as bar:
             for part in left:
                 x = _batch(sampler, part, seed, classes, options, bar)
-                folder.write(part, as_pixels(x, pixels).numpy())
+                folder.write(part, samples=as_pixels(x, pixels).numpy())
     except KeyboardInterrupt:
         done = sum(len(part) for part in parts if folder.has(part))
         typer.echo(

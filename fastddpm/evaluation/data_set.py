@@ -39,6 +39,7 @@ class DataSetBound:
 
     @classmethod
     def of(cls, bits: BitsPerDim) -> DataSetBound:
+        """Of the images of one call."""
         return cls(*(Moments.of(values) for values in bits))
 
     def merged(self, other: DataSetBound) -> DataSetBound:

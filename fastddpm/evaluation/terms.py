@@ -7,7 +7,8 @@ the other with the network's estimate of it.  So one reduction gives both column
     vb  = (c_t + w_t mse)/ln 2     w_t = coef1²/(2 σ_t²)     c_t = ½ (r - 1 - log r), r = β̃_t/σ_t²
 
 (Design I of fastddpm/diffusion.py.)  Where σ_t² differs from pixel to pixel, or the network gives
-the mean by itself, the divergence is taken pixel by pixel.  t = 0 is the decoder's term.
+the mean by itself, the divergence is taken pixel by pixel, in float64: the difference of the two
+means cancels.  t = 0 is the decoder's term.
 """
 
 from __future__ import annotations
@@ -49,21 +50,23 @@ class Terms:
         output: [R, C or 2C, ...], x_0, x_t [R, C, ...], t int64 [R] on the host.
         """
         there = t.to(x_t.device)
-        x_0_hat = self._diffusion.p_mean_variance(output, x_t, there).x_0
-        mse = _mean_square(x_0_hat - x_0).cpu()
+        if not self._weighted:
+            output, x_0, x_t = (v.double() for v in (output, x_0, x_t))
+        p = self._diffusion.p_mean_variance(output, x_t, there)
+        mse = _mean_square(p.x_0 - x_0).cpu()
         if self._weighted:
             vb = (self._cost[t] + self._weight[t] * mse) / math.log(2)
         else:
-            vb = self._by_pixel(output, x_0, x_t, there)
+            vb = self._diffusion.kl_bpd(p, x_0, x_t, there).cpu()
         last = (t == 0).nonzero()[:, 0]
         if len(last):
-            vb[last] = self._by_pixel(*(v[last.to(v.device)] for v in (output, x_0, x_t, there)))
+            vb[last] = self._decoded(*(v[last.to(v.device)] for v in (output, x_0, x_t, there)))
         return vb, mse
 
-    def _by_pixel(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        # float64: the tanh CDF's tails are differences of nearly equal numbers.
-        output, x_0, x_t = output.double(), x_0.double(), x_t.double()
-        return self._diffusion.vb_term(output, x_0, x_t, t, decoder=self._decoder).cpu()
+    def _decoded(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The decoder's term, in float64: the tanh CDF's tails are differences of near numbers."""
+        p = self._diffusion.p_mean_variance(output.double(), x_t.double(), t)
+        return self._diffusion.decoder_bpd(p, x_0.double(), self._decoder).cpu()
 
 
 def _mean_square(error: Tensor) -> Tensor:
