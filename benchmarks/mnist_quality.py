@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import fastddpm
+from benchmarks.mnist_features import ACCURACY_BAR, accuracy, probabilities, train_classifier
 from fastddpm import timesteps
 from fastddpm.sampler import to_uint8
 from fastddpm.train.data import ImageData, load_images
@@ -31,52 +31,8 @@ from fastddpm.train.data import ImageData, load_images
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULT = REPOSITORY / "benchmarks/results/mnist_quality.json"
 CONFIDENCE = 0.9
-# The bars of the report: least accuracy and confidence, least and most of a class.
-ACCURACY_BAR, CONFIDENT_BAR, SHARE_BARS = 0.98, 0.85, (0.04, 0.18)
-
-
-def classifier() -> nn.Module:
-    """A LeNet-sized network over [B, 1, 28, 28] in [−1, 1]."""
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64 * 7 * 7, 128),
-        nn.ReLU(),
-        nn.Dropout(0.3),
-        nn.Linear(128, 10),
-    )
-
-
-def train_classifier(data: ImageData, epochs: int = 3, batch_size: int = 128) -> nn.Module:
-    """The classifier after `epochs` passes over the labelled images, from seed 0."""
-    torch.manual_seed(0)
-    network = classifier().train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    assert data.labels is not None
-    for _ in range(epochs):
-        for index in torch.randperm(len(data)).split(batch_size):  # type: ignore[no-untyped-call]
-            loss = F.cross_entropy(network(as_input(data.images[index])), data.labels[index])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    return network.eval()
-
-
-def as_input(images: Tensor) -> Tensor:
-    """uint8 [N, 1, H, W] -> float32 in [−1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-@torch.inference_mode()
-def probabilities(network: nn.Module, images: Tensor) -> Tensor:
-    """Class probabilities [N, 10] of uint8 images [N, 1, 28, 28]."""
-    parts = [network(as_input(part)).softmax(1) for part in images.split(500)]  # type: ignore[no-untyped-call]
-    return torch.cat(parts)
+# The bars of the report: least confidence, least and most of a class.
+CONFIDENT_BAR, SHARE_BARS = 0.85, (0.04, 0.18)
 
 
 def draw(model: str, count: int, batch_size: int, steps: int | None) -> Tensor:
@@ -103,13 +59,11 @@ def read_samples(path: Path) -> Tensor:
 
 def measure(network: nn.Module, images: Tensor, test: ImageData) -> dict[str, Any]:
     """The figures of the report."""
-    assert test.labels is not None
-    accuracy = (probabilities(network, test.images).argmax(1) == test.labels).double().mean()
     on_test = probabilities(network, test.images).amax(1) > CONFIDENCE
     p = probabilities(network, images)
     shares = torch.bincount(p.argmax(1), minlength=10).double() / len(p)
     return {
-        "classifier_test_accuracy": float(accuracy),
+        "classifier_test_accuracy": accuracy(network, test),
         "confident_real_test_images": float(on_test.double().mean()),
         "samples": len(images),
         "confident": float((p.amax(1) > CONFIDENCE).double().mean()),
@@ -119,11 +73,11 @@ def measure(network: nn.Module, images: Tensor, test: ImageData) -> dict[str, An
 
 def misses(report: dict[str, Any]) -> list[str]:
     """Which bars the figures miss, in words."""
-    accuracy, confident, shares = (
+    of_test, confident, shares = (
         report[key] for key in ("classifier_test_accuracy", "confident", "class_shares")
     )
     bars = {
-        f"classifier accuracy {accuracy} < {ACCURACY_BAR}": accuracy < ACCURACY_BAR,
+        f"classifier accuracy {of_test} < {ACCURACY_BAR}": of_test < ACCURACY_BAR,
         f"confident {confident} < {CONFIDENT_BAR}": confident < CONFIDENT_BAR,
         f"class shares {min(shares)} to {max(shares)} outside of {SHARE_BARS}": (
             min(shares) < SHARE_BARS[0] or max(shares) > SHARE_BARS[1]

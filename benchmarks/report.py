@@ -29,6 +29,7 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 SUBJECTS = (
     "DDPMPipeline",
     "Whole chain",
+    "Bits per dimension",
     "U-Net call",
     "Scheduler step",
     "Checkpoint load",

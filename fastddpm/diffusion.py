@@ -273,10 +273,19 @@ class GaussianDiffusion:
         """
         self._check(x_t, t, x_0=x_0)
         p = self._predict(model_output, x_t, t, self.clip if clip else None)
+        return torch.where(t == 0, self.decoder_bpd(p, x_0, decoder), self.kl_bpd(p, x_0, x_t, t))
+
+    def kl_bpd(self, p: Prediction, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """KL(q(x_{t-1}|x_t,x_0) ‖ p(x_{t-1}|x_t)) in bits per dimension, for t >= 1: [B]."""
         mean, _, log_variance = self.q_posterior(x_0, x_t, t)
-        kl = _mean(normal_kl(mean, log_variance, p.mean, p.log_variance))
+        return _mean(normal_kl(mean, log_variance, p.mean, p.log_variance)) / math.log(2)
+
+    def decoder_bpd(
+        self, p: Prediction, x_0: Tensor, decoder: Literal["tanh", "erf"] = "tanh"
+    ) -> Tensor:
+        """-log p(x_0|x_1) in bits per dimension, for the prediction at t = 0: [B]."""
         bins = discretized_gaussian_log_likelihood(x_0, p.mean, 0.5 * p.log_variance, decoder)
-        return torch.where(t == 0, -_mean(bins), kl) / math.log(2)
+        return -_mean(bins) / math.log(2)
 
     def prior_bpd(self, x_0: Tensor) -> Tensor:
         """KL(q(x_T | x_0) ‖ N(0, I)) in bits per dimension: [B]."""

@@ -4,7 +4,7 @@ GPU."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -12,10 +12,10 @@ import torch
 from capture import emulated
 
 from fastddpm import GaussianDiffusion, Sampler
+from fastddpm import engine as engines
 from fastddpm.engine.cuda_graph import CudaGraphs
 from fastddpm.engine.selection import Engine, Selection
 from fastddpm.ops.library import cpu_library
-from fastddpm.sampler import sampler as samplers
 
 FAST = ("auto", "compile", "cuda_graph", *(("cpu",) if cpu_library().handle else ()))
 
@@ -26,15 +26,20 @@ def _graphs(name: str, device: torch.device) -> Selection:
 
 
 @contextmanager
+def selecting(engine: str) -> Iterator[None]:
+    """Inside, "cuda_graph" can be asked for and captures under the emulator of tests/capture."""
+    if engine != "cuda_graph":
+        yield
+        return
+    own = mock.patch.object(engines, "select", lambda name, device, *_, **__: _graphs(name, device))
+    with emulated(), own:
+        yield
+
+
+@contextmanager
 def running(
     engine: str, model: Any, diffusion: GaussianDiffusion, **settings: Any
 ) -> Iterator[Sampler]:
-    """A sampler of the engine; "cuda_graph" captures under the emulator of tests/capture."""
-    with ExitStack() as stack:
-        if engine == "cuda_graph":
-            stack.enter_context(emulated())
-            patch = mock.patch.object(
-                samplers.engines, "select", lambda name, device, *_, **__: _graphs(name, device)
-            )
-            stack.enter_context(patch)
+    """A sampler of the engine, as ``selecting`` gives it."""
+    with selecting(engine):
         yield Sampler(model, diffusion, engine, **settings)

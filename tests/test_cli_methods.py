@@ -26,6 +26,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["--method", "ddim", "--eta", 0.5], {"method": "ddim", "eta": 0.5}),
         (["--steps", "2,3", "--clip", "dynamic"], {"steps": "2,3", "clip": "dynamic"}),
         (["--method", "dpm-solver++", "--clip", "none"], {"method": "dpm-solver++", "clip": None}),
+        (
+            ["--method", "langevin", "--corrections", 2, "--step-size", 0.25],
+            {"method": "langevin", "corrections": 2, "step_size": 0.25},
+        ),
         (["--guidance", 2.5, "--null-label", 0], {"guidance": 2.5, "null_label": 0}),
     ],
 )
@@ -60,9 +64,11 @@ def test_the_analytic_variance_comes_from_a_file(model: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "euler"], "--method is one of ancestral, ddim, dpm-solver++; got 'euler'"),
+        (["--method", "euler"], "--method is one of ancestral, ddim, dpm-solver++, langevin; got"),
         (["--method", "ddim-inverse"], "Sampler.invert"),
         (["--eta", "0.5"], "for method 'ddim'"),
+        (["--corrections", "1"], "of method 'langevin'"),
+        (["--method", "langevin", "--step-size", "2"], "above 0 and at most 1"),
         (["--clip", "wide"], "--clip is a number"),
         (["--clip", "-1"], "clip is a number above 0"),
         (["--guidance", "2"], "guidance= needs labels="),

@@ -131,6 +131,16 @@ def test_the_function_gets_the_rows_of_a_batch(engine: str, last: int) -> None:
         torch.testing.assert_close(found, whole, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("method", ["ancestral", "ddim", "dpm-solver++", "langevin"])
+def test_a_function_that_changes_nothing_changes_nothing(prediction: str, method: str) -> None:
+    """Whichever method's mean the network's output is made to."""
+    sampler = Sampler(model, GaussianDiffusion(SCHEDULE, prediction, clip=None), shape=SHAPE)
+    plain = sampler.sample(2, method=method)
+    edited = sampler.sample(2, method=method, on_x_0=lambda x_0: x_0)
+    torch.testing.assert_close(edited, plain, rtol=1e-4, atol=1e-4)
+
+
 def test_the_function_gets_each_guided_image_twice() -> None:
     """All rows, and the same again: what treats them alike keeps them the same."""
     seen: list[Tensor] = []

@@ -16,10 +16,10 @@ from unet_networks import VARIANTS, conditions, network
 
 import fastddpm
 from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler, UNet, ops
+from fastddpm import engine as engines
 from fastddpm.engine.cuda_graph import CudaGraphs
 from fastddpm.engine.selection import Engine, Selection
 from fastddpm.kernels.common.launch import Launch
-from fastddpm.sampler import sampler as samplers
 from fastddpm.sampler import unet_network as networks
 from fastddpm.unet import PackedUNet, convolution
 
@@ -52,9 +52,9 @@ def graphs_on_a_cpu(name: str, device: torch.device) -> Selection:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     """Samplers of engine "cuda_graph" capture under the emulator, with Triton's kernels and maps in
     channels_last; those of engine "reference" stay as they are."""
-    select = samplers.engines.select
+    select = engines.select
     monkeypatch.setattr(
-        samplers.engines,
+        engines,
         "select",
         lambda name, device, *options, **reasons: (
             graphs_on_a_cpu(name, device)

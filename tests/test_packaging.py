@@ -67,8 +67,13 @@ def python(target: Path, code: str, cwd: Path) -> str:
 
 
 MODEL_FILES = {
-    f"fastddpm/assets/mnist/{name}"
-    for name in ("config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors")
+    f"fastddpm/assets/{name}"
+    for name in (
+        "mnist/config.json",
+        "mnist/scheduler_config.json",
+        "mnist/diffusion_pytorch_model.safetensors",
+        "mnist_features/model.safetensors",
+    )
 }
 
 

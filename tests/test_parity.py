@@ -115,7 +115,7 @@ def test_another_bit_of_a_weight_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     outcomes = [selfcheck.run(check) for check in parity.all_checks()]
-    assert len(outcomes) == len(DIFFUSERS) + 4
+    assert len(outcomes) == len(DIFFUSERS) + 5
     assert all(outcome.passed is None for outcome in outcomes)
     assert outcomes[0].says == "diffusers is not installed"
     assert outcomes[-1].says == "neither improved_diffusion nor guided_diffusion can be imported"

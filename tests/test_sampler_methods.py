@@ -39,10 +39,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "inverse at the current timestep": {"method": "ddim-inverse", "network_at": "current"},
     "analytic": {"variance": MEASURED},
     "analytic ddim": {"variance": MEASURED, "method": "ddim", "steps": 4},
+    "langevin": {"method": "langevin"},
+    "langevin, corrected twice": {"method": "langevin", "corrections": 2, "steps": 4},
     "threshold": {"clip": "dynamic"},
     "no bound": {"clip": None, "method": "ddim"},
     "hook": {"on_x_0": darker},
     "hook of a multistep solver": {"on_x_0": darker, "method": "dpm-solver++", "clip": "dynamic"},
+    "hook of langevin": {"on_x_0": darker, "method": "langevin", "step_size": 1.0},
     "guided": {"labels": [3, 9, 1], "guidance": 2.5},
     "guided hook": {"labels": 2, "guidance": 0.5, "on_x_0": darker, "method": "ddim"},
 }

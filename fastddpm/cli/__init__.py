@@ -6,13 +6,22 @@ from importlib import metadata
 
 import typer
 
-from fastddpm.cli import convert, doctor, interpolate, sample, train
+from fastddpm.cli import (
+    branches,
+    convert,
+    doctor,
+    evaluate,
+    interpolate,
+    progressive,
+    sample,
+    train,
+)
 from fastddpm.cli.errors import Commands
 
 app = typer.Typer(
     name="fastddpm",
     cls=Commands,
-    help="Sample and train denoising diffusion models (Ho, Jain, Abbeel 2020).",
+    help="Sample, train and evaluate denoising diffusion models (Ho, Jain, Abbeel 2020).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,7 +47,7 @@ def _options(
     """Options of every command; ``debug`` is read by fastddpm.cli.errors.Commands."""
 
 
-for _command in (sample, interpolate, train, convert, doctor):
+for _command in (sample, progressive, interpolate, branches, train, evaluate, convert, doctor):
     _command.register(app)
 
 

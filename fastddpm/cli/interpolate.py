@@ -1,19 +1,18 @@
-"""``fastddpm interpolate``: images between two images."""
+"""``fastddpm interpolate``: images between two images (Ho et al. 2020, figures 8 and 9)."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 from torch import Tensor
 
-from fastddpm import atomic
+from fastddpm.cli import grid
 from fastddpm.cli import model as models
 from fastddpm.cli.progress import Bar
 from fastddpm.engine import CpuOptions
-from fastddpm.sampler import Sampler, from_uint8, image_grid, load_png, save_png, to_uint8
+from fastddpm.sampler import Sampler, from_uint8, load_png
 
 COMMAND = "fastddpm interpolate"
 
@@ -22,7 +21,12 @@ A: TypeAlias = Annotated[
 ]
 B: TypeAlias = Annotated[str, typer.Argument(help="The other end: a picture or an index.")]
 MixedAt: TypeAlias = Annotated[
-    int, typer.Option("--t", "-t", min=0, help="Step to mix at, 0 to T-1; larger varies more.")
+    str,
+    typer.Option(
+        "--t",
+        "-t",
+        help="Step to mix at, 0 to T-1; larger varies more. Several as 250,500: a row each.",
+    ),
 ]
 Lambdas: TypeAlias = Annotated[
     str, typer.Option(help="Weights of B: a list as 0,0.5,1 or how many from 0 to 1.")
@@ -33,8 +37,6 @@ ResampleNoise: TypeAlias = Annotated[
 Label: TypeAlias = Annotated[
     int | None, typer.Option("--label", help="Class of all images, if the model has classes.")
 ]
-Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")]
-Overwrite: TypeAlias = Annotated[bool, typer.Option(help="Replace OUT and the settings beside it.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +48,7 @@ def interpolate(
     a: A,
     b: B,
     model: models.Model = "mnist",
-    t: MixedAt = 500,
+    t: MixedAt = "500",
     lambdas: Lambdas = "9",
     seed: models.Seed = 0,
     resample_noise: ResampleNoise = False,
@@ -57,71 +59,51 @@ def interpolate(
     weights: models.Weights = "float32",
     memory: models.Memory = "small",
     label: Label = None,
-    out: Out = Path("interpolation.png"),
-    overwrite: Overwrite = False,
+    out: grid.Out = Path("interpolation.png"),
+    overwrite: grid.Overwrite = False,
 ) -> None:
     """Encode two images to step t of the chain, mix them there and decode.
 
-    Writes one row of images, from A to B, and the settings beside it as OUT with the ending .json.
+    Writes a row of images for each step, from A to B, and the settings beside it as OUT with the
+    ending .json. All rows run as one batch.
     """
-    _check_out(out, overwrite)
+    grid.check_out(out, overwrite)
     shares = _parse_weights(lambdas)
     cpu = CpuOptions(threads, weights, memory)
     sampler, unet = models.load_sampler(model, None, "linspace", engine, device, dtype, cpu)
-    _check_model(sampler, t)
+    grid.check_model(sampler)
+    levels = grid.steps_of(t, sampler)
     try:
-        images = _mixed(sampler, (a, b), t, shares, seed, resample_noise, label)
+        images = _mixed(sampler, (a, b), levels, shares, seed, resample_noise, label)
     except KeyboardInterrupt:
-        typer.echo("nothing was written; the same command starts again", err=True)
+        grid.told_of_interruption()
         raise
     settings = {
         "command": COMMAND,
         **models.identity(model, unet, sampler.diffusion, dtype, weights),
-        **{"a": a, "b": b, "t": t, "lambdas": shares},
+        **{"a": a, "b": b, "t": levels if len(levels) > 1 else levels[0], "lambdas": shares},
         **{"seed": seed, "resample_noise": resample_noise, "label": label},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_png(out, image_grid(to_uint8(images), columns=len(shares)))
-    atomic.write(out.with_suffix(".json"), json.dumps(settings, indent=2) + "\n")
-    typer.echo(f"{len(shares)} images from {a} to {b} in {out}")
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out must end in .png, got {out}")
-    for file in (out, out.with_suffix(".json")):
-        if file.exists() and not overwrite:
-            raise ValueError(f"{file} exists: choose another --out, or --overwrite")
-
-
-def _check_model(sampler: Sampler, t: int) -> None:
-    """What the chains to come would find out only after they ran."""
-    if not models.makes_pictures(sampler.shape):
-        raise ValueError(
-            "interpolation is written as pictures of 1 or 3 channels; samples of this model are "
-            f"{list(sampler.shape)}"
-        )
-    steps = sampler.diffusion.num_steps
-    if t >= steps:
-        raise ValueError(f"--t is a step index from 0 to {steps - 1}; got {t}")
+    grid.write(out, images, settings)
+    typer.echo(f"{len(levels) * len(shares)} images from {a} to {b} in {out}")
 
 
 def _mixed(
     sampler: Sampler,
     ends: tuple[str, str],
-    t: int,
+    levels: list[int],
     weights: list[float],
     seed: int,
     resample_noise: bool,
     label: int | None,
 ) -> Tensor:
-    """The decoded images, float32 [L, C, H, W]."""
+    """The decoded images, float32 [K, L, C, H, W]."""
     a, b = (_image(sampler, end, seed, label) for end in ends)
-    with Bar("interpolating", t + 1) as bar:
+    with Bar("interpolating", max(levels) + 1) as bar:
         return sampler.interpolate(
             a,
             b,
-            t,
+            levels,
             weights,
             seed,
             resample_noise=resample_noise,

@@ -14,9 +14,19 @@ from fastddpm.sampler import Measured, Options, arguments
 from fastddpm.sampler.methods import METHODS
 from fastddpm.sampler.recipe import Recipe
 
-Method: TypeAlias = Annotated[str, typer.Option(help="ancestral, ddim, or dpm-solver++ (2M).")]
+Method: TypeAlias = Annotated[
+    str, typer.Option(help="ancestral, ddim, dpm-solver++ (2M), or langevin.")
+]
 Eta: TypeAlias = Annotated[
     float, typer.Option(min=0, max=1, help="Noise of ddim: 0 none, 1 as much as ancestral.")
+]
+Corrections: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=0, help="Of langevin: its steps at each level, 1 by default; 0 is ancestral."),
+]
+StepSize: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Of langevin: the size of those by beta, up to 1; 0.5 by default."),
 ]
 Clip: TypeAlias = Annotated[
     str | None,
@@ -38,6 +48,8 @@ NullLabel: TypeAlias = Annotated[
 def options_of(
     method: str,
     eta: float,
+    corrections: int | None,
+    step_size: float | None,
     clip: str | None,
     variance: Path | None,
     guidance: float | None,
@@ -45,6 +57,10 @@ def options_of(
 ) -> Options:
     """The options as ``Sampler.sample`` takes them, those left out left to it."""
     options: Options = {"method": method, "eta": eta}
+    if corrections is not None:
+        options["corrections"] = corrections
+    if step_size is not None:
+        options["step_size"] = step_size
     if clip is not None:
         options["clip"] = _bound(clip)
     if variance is not None:
@@ -58,18 +74,20 @@ def options_of(
 
 def check(
     options: Options, diffusion: GaussianDiffusion, classes: list[int] | None, unet: Any
-) -> None:
-    """ValueError for options that do not fit together, before anything is written."""
+) -> int:
+    """How often the chain calls the network; ValueError for options that do not fit together,
+    before anything is written."""
     if options["method"] == "ddim-inverse":
         raise ValueError("--method ddim-inverse leads from images to noise: see Sampler.invert")
     if options["method"] not in METHODS:
         drawing = ", ".join(method for method in METHODS if method != "ddim-inverse")
         raise ValueError(f"--method is one of {drawing}; got {options['method']!r}")
     recipe = Recipe.of(diffusion, options)
-    recipe.steps(recipe.diffusion(diffusion))
+    chain, _ = recipe.steps(recipe.diffusion(diffusion))
     if recipe.guided:
         rows = None if classes is None else torch.tensor(classes)
         arguments.guidance(unet, rows, **options)
+    return chain.num_steps
 
 
 def settings_of(options: Options) -> dict[str, Any]:

@@ -69,6 +69,15 @@ def load_sampler(
 ) -> tuple[Sampler, UNet]:
     """The sampler over the model's (respaced) chain, and the network itself. cpu: of engine "cpu";
     ValueError if they were chosen and another one runs."""
+    unet, diffusion, place = load(model, steps, spacing, device, dtype)
+    own = dataclasses.asdict(cpu)
+    return Sampler(unet, diffusion, engine, place, getattr(torch, dtype), **own), unet
+
+
+def load(
+    model: str, steps: str | None, spacing: str, device: str | None, dtype: str
+) -> tuple[UNet, GaussianDiffusion, torch.device]:
+    """The network, its (respaced) diffusion and where to run; dtype is checked by the way."""
     if dtype not in DTYPES:
         raise ValueError(f"--dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
     unet, diffusion = from_pretrained(model)
@@ -78,9 +87,7 @@ def load_sampler(
         # loaded a line above, so no caller's layout changes.
         # torch's stubs lack the argument.
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    diffusion = respaced(diffusion, steps, spacing)
-    own = dataclasses.asdict(cpu)
-    return Sampler(unet, diffusion, engine, place, getattr(torch, dtype), **own), unet
+    return unet, respaced(diffusion, steps, spacing), place
 
 
 def respaced(diffusion: GaussianDiffusion, steps: str | None, spacing: str) -> GaussianDiffusion:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastddpm.checkpoint import from_pretrained, to_openai
 from fastddpm.diffusion import GaussianDiffusion
+from fastddpm.evaluation import bits_per_dim
 from fastddpm.integrations import accelerate
 from fastddpm.parity.networks import add, image, randomised
 from fastddpm.sampler import Sampler
@@ -53,6 +54,8 @@ LONG, SHORT = NoiseSchedule.linear(1000), NoiseSchedule.linear(20, 1e-4, 0.3)
 SEED = 0
 # Of a whole chain in a range of 2: an eighth of a grey level.
 CHAIN = 1e-3
+# Of the largest term: their decoder's tails are float32.
+BOUND = 1e-5
 
 
 def checks() -> list[Check]:
@@ -62,6 +65,7 @@ def checks() -> list[Check]:
         "UNetModel, OpenAI": networks,
         "p_mean_variance, OpenAI": p_mean_variance,
         "p_sample_loop, OpenAI": chain,
+        "calc_bpd_loop, OpenAI": bound,
         "checkpoint there and back, OpenAI": checkpoint,
     }
     if package is None:
@@ -117,6 +121,28 @@ def chain(package: str) -> Outcome:
         found = sampler.sample(len(expected), noise=partial(_draw, generator))
         errors.add(VARIANCES[variance], largest_difference(found, expected), CHAIN)
     return errors.outcome("p_sample_loop, OpenAI", f"{len(SHORT)} steps of a random network")
+
+
+def bound(package: str) -> Outcome:
+    """Every term of calc_bpd_loop, and our bound with its noise."""
+    errors = Errors()
+    x_0 = image(3, SIZE).clamp(-1, 1)
+    for variance, own in VARIANCES.items():
+        theirs = _process(package, "EPSILON", variance, SHORT)
+        model = _unet(package, NETWORKS["learned variance"] if "LEARNED" in variance else {})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            expected = theirs.calc_bpd_loop(model, x_0)
+        generator = torch.Generator().manual_seed(SEED)
+        noise = partial(_draw, generator)
+        found = bits_per_dim(model, GaussianDiffusion(SHORT, variance=own), x_0, noise=noise)
+        ours = found.openai_order()
+        names = {"total": "total_bpd", "prior": "prior_bpd", "vb": "vb", "mse": "xstart_mse"}
+        for name, their_name in names.items():
+            other = expected[their_name]
+            within = BOUND * float(other.abs().max())
+            errors.add(f"{own} {name}", largest_difference(getattr(ours, name), other), within)
+    return errors.outcome("calc_bpd_loop, OpenAI", "columns")
 
 
 def checkpoint(package: str) -> Outcome:

@@ -30,6 +30,16 @@ def integer(name: str, value: Any) -> int:
     raise ValueError(f"{name} must be an integer, got {_described(value)}")
 
 
+def step_indices(name: str, value: Any) -> tuple[list[int], bool]:
+    """One integer or several, at least one; and whether they came as several."""
+    plain = _plain(value)
+    several = isinstance(plain, Iterable)
+    listed = _integers(name, plain) if several else [integer(name, plain)]
+    if not listed:
+        raise ValueError(f"{name} must hold at least one step")
+    return listed, several
+
+
 def positive(name: str, value: Any) -> int:
     """An integer of at least 1."""
     number = integer(name, value)

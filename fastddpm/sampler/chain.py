@@ -114,15 +114,18 @@ class Chain:
         noise: NoiseSource,
         start: int,
         *,
+        stop: int = 0,
         conditions: Conditions = NO_CONDITIONS,
         rows: int | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> Tensor:
-        """The image at the end of ``run``; ``after_step``, if there is one, is called after each
+        """The state at the end of ``run``; ``after_step``, if there is one, is called after each
         step."""
         image = x
         each = after_step is not None
-        moments = self.run(x, noise, start, conditions=conditions, rows=rows, each_step=each)
+        moments = self.run(
+            x, noise, start, stop=stop, conditions=conditions, rows=rows, each_step=each
+        )
         with self.running():
             for moment in moments:
                 image = moment.x_t
@@ -136,13 +139,14 @@ class Chain:
         noise: NoiseSource,
         start: int,
         *,
+        stop: int = 0,
         conditions: Conditions = NO_CONDITIONS,
         rows: int | None = None,
         estimates: bool = False,
         shown_every: int = CHECK_EVERY,
         each_step: bool = False,
     ) -> Iterator[Moment]:
-        """Take the steps start, ..., 0 from the state x, with the weights of this moment.
+        """Take the steps start, ..., ``stop`` from the state x, with the weights of this moment.
 
         To be read inside ``running``.
 
@@ -165,11 +169,11 @@ class Chain:
             estimates,
         )
         make = partial(self._prepare, self._refreshed(), kind, noise, labels)
-        checked = partial(_is_checked, shown_every)
+        checked = partial(_is_checked, shown_every, stop)
         per_step = noise.per_step and self.method.stochastic
         stops = _always if each_step or per_step else checked
-        given = (noise, labels, conditions)
-        moments = self._moments(kind, make, states, given, start, checked, stops)
+        given, taken = (noise, labels, conditions), range(start, stop - 1, -1)
+        moments = self._moments(kind, make, states, given, taken, checked, stops)
         return (moment.first(len(x)) for moment in moments)
 
     def _moments(
@@ -178,7 +182,7 @@ class Chain:
         make: Callable[[], Prepared],
         x: Tensor,
         given: tuple[NoiseSource, Tensor | None, Conditions],
-        start: int,
+        taken: range,
         checked: Callable[[int], bool],
         stops: Callable[[int], bool],
     ) -> Iterator[Moment]:
@@ -186,15 +190,15 @@ class Chain:
         # Borrowed: a stream that is read slowly may meet another call of its kind meanwhile.
         with self._kept.borrow(kind, make) as prepared:
             step, runner = prepared.step, prepared.runner
-            step.load(noise, labels, start, self.copies)
+            step.load(noise, labels, taken.start, self.copies)
             self._load(prepared, conditions, kind.shape[0] // self.copies)
-            step.refresh(noise, start)
+            step.refresh(noise, taken.start)
             runner.reread()
-            for i, state in runner.iterate(x, start, stops=stops):
+            for i, state in runner.iterate(x, taken.start, len(taken), stops):
                 if checked(i):
                     step.check_finite(self.method.timesteps)
                 yield Moment(i, state, step.x_0)
-                if i > 0:
+                if i - 1 in taken:
                     step.refresh(noise, i - 1)
 
     def _load(self, prepared: Prepared, conditions: Conditions, rows: int) -> None:
@@ -277,8 +281,8 @@ class Chain:
         return Prepared(step, runner, guidance, known)
 
 
-def _is_checked(shown_every: int, i: int) -> bool:
-    return i % CHECK_EVERY == 0 or i % shown_every == 0
+def _is_checked(shown_every: int, stop: int, i: int) -> bool:
+    return i % CHECK_EVERY == 0 or i % shown_every == 0 or i == stop
 
 
 def _always(i: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +31,16 @@ class Conditions:
 
         return replace(
             self, labels=part(self.labels), images=part(self.images), mask=part(self.mask)
+        )
+
+    def repeated(self, times: int) -> Conditions:
+        """Of so many batches after each other."""
+
+        def parts(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else torch.cat([tensor] * times)
+
+        return replace(
+            self, labels=parts(self.labels), images=parts(self.images), mask=parts(self.mask)
         )
 
 

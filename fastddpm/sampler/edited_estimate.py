@@ -17,6 +17,7 @@ from torch import Tensor
 from fastddpm import ops
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
+from fastddpm.sampler.methods import Method
 
 # x_0 [B, C, H, W] -> x_0, a tensor like it; or x_0 itself, written in place. Each row by itself:
 # see ``Options.on_x_0`` for what B is.
@@ -102,11 +103,12 @@ class EditedEstimate:
                 x_0.copy_(edited)
 
 
-def rows_for_edits(diffusion: GaussianDiffusion, rows: Tensor) -> Tensor:
-    """The rows with a mean that is made of x_0, where the network's output is the mean itself."""
-    if diffusion.prediction != "previous_sample":
-        return rows
-    rows = rows.clone()
+def rows_for_edits(diffusion: GaussianDiffusion, method: Method) -> Tensor:
+    """The method's rows with a mean that is made of x_0, where the network's output is the mean
+    itself."""
+    if method.prediction != "previous_sample":
+        return method.rows
+    rows = method.rows.clone()
     for name, column in (
         ("mean_from_x0", diffusion.schedule.posterior_mean_coef1),
         ("mean_from_x", diffusion.schedule.posterior_mean_coef2),

@@ -85,12 +85,13 @@ class Editing:
         expect_as_many("images", x_0, chosen)
         if recipe.method == "ddim-inverse":
             raise ValueError("img2img draws by the steps t, ..., 0, not by method 'ddim-inverse'")
-        start = start_of(call.chain, recipe.timesteps, t)
+        level = level_of(call.chain, recipe.timesteps, t)
 
         def begin(source: NoiseSource, batch: slice) -> Tensor:
-            given = (start, source, call.seed, chosen[batch])
+            given = (level, source, call.seed, chosen[batch])
             return noised(call.chain, x_0[batch], *given)
 
+        start = call.chain.method.start(level)
         return self._runs.decode(call, begin, start, batch_size, progress)
 
     def inpaint(
@@ -134,12 +135,12 @@ class Editing:
         return self._runs.decode(call, begin, call.chain.num_steps - 1, batch_size, progress)
 
 
-def start_of(chain: Chain, timesteps: tuple[int, ...] | None, t: int) -> int:
-    """The index of the step at which a chain over these timesteps begins for t of the whole chain:
-    the last one not beyond it. ValueError if there is none."""
-    steps = range(chain.num_steps) if timesteps is None else timesteps
+def level_of(chain: Chain, timesteps: tuple[int, ...] | None, t: int) -> int:
+    """The level at which a chain over these timesteps begins for t of the whole chain: the last one
+    not beyond it. ValueError if there is none."""
+    steps = range(chain.diffusion.num_steps) if timesteps is None else timesteps
     found = sum(step <= t for step in steps) - 1
-    if t < 0 or found < 0 or (timesteps is None and t >= chain.num_steps):
+    if t < 0 or found < 0 or (timesteps is None and t > steps[-1]):
         raise ValueError(
             f"t must be a step index, and the chain visits {steps[0]} to {steps[-1]}; got {t}"
         )
@@ -147,15 +148,15 @@ def start_of(chain: Chain, timesteps: tuple[int, ...] | None, t: int) -> int:
 
 
 def noised(
-    chain: Chain, images: Tensor, start: int, source: NoiseSource, seed: int, indices: Tensor
+    chain: Chain, images: Tensor, level: int, source: NoiseSource, seed: int, indices: Tensor
 ) -> Tensor:
-    """x_t of images [B, C, H, W] at a step's level. The noise is the source's own if it is a
+    """x_t of images [B, C, H, W] at a level. The noise is the source's own if it is a
     caller's, asked for as that of x_T is; else the counter's, under FORWARD."""
-    steps = torch.full((len(images),), start, dtype=torch.int64, device=images.device)
+    steps = torch.full((len(images),), level, dtype=torch.int64, device=images.device)
     if isinstance(source, GivenNoise):
         z = source.initial(chain.num_steps)
     else:
-        step = int(chain.diffusion.schedule.timesteps[start])
+        step = int(chain.diffusion.schedule.timesteps[level])
         z = ops.normal(
             seed,
             indices.to(images.device),

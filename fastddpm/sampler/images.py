@@ -1,5 +1,5 @@
 """From the chain's [-1, 1] to pictures: uint8 = round((x + 1) * 127.5), the inverse of x =
-uint8/127.5 - 1."""
+uint8/127.5 - 1; or as other systems have it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from fastddpm import atomic
 
 # Grey and RGB.
 PNG_CHANNELS = (1, 3)
+# What is kept of x: a byte, rounded (diffusers, PIL) or truncated (OpenAI's scripts), or x (Ho).
+PIXELS = ("round", "truncate", "float")
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -26,7 +28,19 @@ def to_uint8(x: Tensor) -> Tensor:
     """
     if x.ndim < 3:
         raise ValueError(f"expected images [B, C, *spatial], got shape {list(x.shape)}")
-    levels = ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return as_pixels(x, "round")
+
+
+def as_pixels(x: Tensor, policy: str) -> Tensor:
+    """Images as ``policy``, one of PIXELS, keeps them: [B, *spatial, C] on the CPU, uint8 or for
+    "float" float32. x as in ``to_uint8``."""
+    if policy not in PIXELS:
+        raise ValueError(f"expected pixels in {', '.join(PIXELS)}, got {policy!r}")
+    levels = x.float()
+    if policy != "float":
+        levels = (levels + 1) * 127.5
+        levels = levels.round() if policy == "round" else levels.trunc()
+        levels = levels.clamp(0, 255).to(torch.uint8)
     return levels.movedim(1, -1).contiguous().cpu()
 
 

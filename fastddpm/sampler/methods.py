@@ -12,6 +12,7 @@ variance, λ = ½ log(ᾱ/(1-ᾱ)), h = λ' - λ and h° is h of the step before
                     d = √((1-ᾱ')/(1-ᾱ)), c = c° (1 + h/2h°),    algorithm 2 (2M)
                     s = -c° h/2h°
     ddim-inverse    ddim with η = 0 the other way, to ᾱ' of the step before; see `inverse`
+    langevin        ancestral, with steps of Langevin dynamics at each level; see langevin.py
 
 DDIM takes ε̂ again from the clipped x_0, as OpenAI's code does. DPM-Solver++ is DDIM where it has no
 step before, and in its last step, where h is infinite. With η = 1 DDIM is the ancestral step with
@@ -30,7 +31,7 @@ from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 from fastddpm.step_rows import ddim_mean
 
 NETWORK_AT = ("next", "current")
-METHODS = ("ancestral", "ddim", "dpm-solver++", "ddim-inverse")
+METHODS = ("ancestral", "ddim", "dpm-solver++", "ddim-inverse", "langevin")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class Method:
     prediction, variance, clip: as ``ops.ancestral_step_`` takes them.
     stochastic: whether z is noise.
     first:      float64 [S, 10], the rows of a chain's first step where those are others; or None.
+    rows_per_level: how many rows there are for each level, the last of them first.
     """
 
     rows: Tensor
@@ -55,11 +57,16 @@ class Method:
     clip: float | None
     stochastic: bool
     first: Tensor | None = None
+    rows_per_level: int = 1
 
     @property
     def num_steps(self) -> int:
         """S."""
         return len(self.rows)
+
+    def start(self, level: int) -> int:
+        """The index of the first step from a level, 0 to T-1."""
+        return (level + 1) * self.rows_per_level - 1
 
     @property
     def in_halves(self) -> bool:

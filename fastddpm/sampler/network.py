@@ -120,7 +120,8 @@ class CallableNetwork:
         return labels
 
     def at_step(self, x: Tensor, i: Tensor, condition: Tensor | None) -> Tensor:
-        return self(x, self._timesteps.index_select(0, i).expand(x.shape[0]), condition)
+        t = self._timesteps.index_select(0, i).expand(x.shape[0])
+        return native(self(x, t, condition))
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         x = x.to(self._dtype)
@@ -132,7 +133,7 @@ class CallableNetwork:
                 "model(x, t) must return a floating tensor, or an object with one in .sample; "
                 f"got {got}"
             )
-        return native(output)
+        return output
 
     def over(self, timesteps: Tensor) -> CallableNetwork:
         other = copy.copy(self)

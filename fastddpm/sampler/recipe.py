@@ -14,8 +14,9 @@ from fastddpm import timesteps
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.sampler import methods, repaint
 from fastddpm.sampler.analytic import with_analytic_variance
-from fastddpm.sampler.arguments import is_number, number
+from fastddpm.sampler.arguments import integer, is_number, number
 from fastddpm.sampler.edited_estimate import Edit, rows_for_edits
+from fastddpm.sampler.langevin import STEP_SIZE, langevin
 from fastddpm.sampler.measured import Measured
 from fastddpm.sampler.methods import METHODS, NETWORK_AT, Method
 from fastddpm.sampler.threshold import Threshold
@@ -32,8 +33,12 @@ class Options(TypedDict, total=False):
     steps:    how many, spread over the diffusion's T by ``spacing``; or OpenAI's sections,
               "10,15,20" or "ddim50"; or a list of them, 0 to T-1. By default all T.
     spacing:  "linspace" (the default), "leading", "trailing" or "quad".
-    method:   "ancestral" (the default), "ddim", "dpm-solver++" or "ddim-inverse"; see methods.py.
+    method:   "ancestral" (the default), "ddim", "dpm-solver++", "ddim-inverse" or "langevin"; see
+              methods.py.
     eta:      of "ddim": 0 adds no noise (the default), 1 the ancestral step's.
+    corrections: of "langevin": its steps at each level, each of which calls the network; 1 by
+              default, and with 0 the chain is the ancestral one.
+    step_size: of "langevin": η_t/β_t of them, above 0 and at most 1; ½ by default. See langevin.py.
     variance: of "ancestral" and "ddim": what was measured of the model on data (``measure``), for
               the analytic variance; see analytic.py. By default the diffusion's.
     clip:     bound of |x_0|, or None; "dynamic" or a ``Threshold``: dynamic thresholding. By
@@ -56,6 +61,8 @@ class Options(TypedDict, total=False):
     spacing: str
     method: str
     eta: float
+    corrections: int
+    step_size: float
     variance: Measured
     clip: Clip
     guidance: float
@@ -81,6 +88,8 @@ class Recipe:
     guided: bool = False
     jumps: tuple[int, int] | None = None
     network_at: str = "next"
+    corrections: int = 1
+    step_size: float = STEP_SIZE
 
     @classmethod
     def of(cls, diffusion: GaussianDiffusion, options: Options) -> Recipe:
@@ -100,6 +109,8 @@ class Recipe:
             _function(options),
             options.get("guidance") is not None,
             network_at=_network_at(method, options),
+            corrections=_corrections(method, options),
+            step_size=_step_size(method, options),
         )
         if method == "ddim-inverse" and recipe.network_at == "next" and recipe._bounds_or_edits:
             raise ValueError(
@@ -144,13 +155,15 @@ class Recipe:
             return methods.inverse(diffusion, bounded, self.network_at)
         if self.method == "ddim":
             method = methods.ddim(diffusion, clip, self.eta)
+        elif self.method == "langevin":
+            method = langevin(diffusion, clip, self.corrections, self.step_size)
         else:
             method = methods.ancestral(diffusion, clip)
         if self.variance is not None:
             eta = self.eta if self.method == "ddim" else 1.0
             return with_analytic_variance(diffusion, method, eta, self.variance)
         if self.edits:
-            rows = rows_for_edits(diffusion, method.rows)
+            rows = rows_for_edits(diffusion, method)
             return replace(method, rows=rows, prediction="epsilon")
         return method
 
@@ -174,6 +187,24 @@ def _eta(method: str, options: Options) -> float:
     if not 0 <= eta <= 1 or (eta and method != "ddim"):
         raise ValueError(f"eta is a number in [0, 1] for method 'ddim', got {eta} for {method}")
     return eta
+
+
+def _corrections(method: str, options: Options) -> int:
+    corrections = integer("corrections", options.get("corrections", 1))
+    if corrections < 0 or ("corrections" in options and method != "langevin"):
+        raise ValueError(
+            f"corrections are 0 or more, of method 'langevin'; got {corrections} for {method!r}"
+        )
+    return corrections
+
+
+def _step_size(method: str, options: Options) -> float:
+    size = number("step_size", options.get("step_size", STEP_SIZE))
+    if not 0 < size <= 1 or ("step_size" in options and method != "langevin"):
+        raise ValueError(
+            f"step_size is above 0 and at most 1, of method 'langevin'; got {size} for {method!r}"
+        )
+    return size
 
 
 def _measured(method: str, options: Options) -> Measured | None:

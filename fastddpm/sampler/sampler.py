@@ -16,21 +16,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastddpm import engine as engines
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import CpuOptions
-from fastddpm.sampler import arguments, interpolate
-from fastddpm.sampler.arguments import Array, Indices, Labels, integer, positive
-from fastddpm.sampler.conditions import Conditions
+from fastddpm.sampler import arguments
+from fastddpm.sampler.arguments import Array, Indices, Labels, positive
 from fastddpm.sampler.explain import explain
 from fastddpm.sampler.image_editing import Editing
+from fastddpm.sampler.latents import Latents
 from fastddpm.sampler.measured import AT_ONCE, Measured, measure
-from fastddpm.sampler.model import Model, device_of, sample_shape, unwrapped
+from fastddpm.sampler.model import Model, sample_shape
 from fastddpm.sampler.noise_source import CallerNoise, NoiseSource
 from fastddpm.sampler.place import Place
 from fastddpm.sampler.recipe import OWN, Options, Recipe
-from fastddpm.sampler.runs import Call, Progress, Runs, Start, chosen_samples, counted
-from fastddpm.sampler.unet_network import unfit_for_programs
+from fastddpm.sampler.runs import Call, Progress, Runs, Start, chosen_samples
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,7 +49,7 @@ class Step:
     x_0: Tensor
 
 
-class Sampler(Editing):
+class Sampler(Latents, Editing):
     """Samples of ``model`` under ``diffusion``.
 
     model:      fastddpm.UNet or any callable (x, t) -> output. x is [B, C, H, W] in the network's
@@ -100,19 +98,8 @@ class Sampler(Editing):
         weights: str = "float32",
         memory: str = "small",
     ) -> None:
-        if not callable(model):
-            raise ValueError(f"model must be callable as model(x, t), got {type(model).__name__}")
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
-        if not isinstance(diffusion, GaussianDiffusion):
-            raise ValueError(f"diffusion must be a GaussianDiffusion, got {diffusion!r}")
-        there = device_of(model, device)
-        selected = engines.select(
-            engine,
-            there,
-            CpuOptions(threads, weights, memory),
-            unfit=unfit_for_programs(unwrapped(model), dtype),
-        )
+        cpu = CpuOptions(threads, weights, memory)
+        place = Place.of(model, diffusion, engine, device, dtype, cpu, tf32)
         known = sample_shape(model) if shape is None else arguments.sample_shape(shape)
         most = None if batch_size is None else positive("batch_size", batch_size)
         self._settings: dict[str, Any] = dict(
@@ -126,7 +113,7 @@ class Sampler(Editing):
             weights=weights,
             memory=memory,
         )
-        self._runs = Runs(model, diffusion, Place(selected, there, dtype, tf32), known, most)
+        self._runs = Runs(model, diffusion, place, known, most)
         # Made at once: here a diffusion that cannot be run is found.
         self._chain = self._runs.chain_of(OWN)
 
@@ -194,8 +181,8 @@ class Sampler(Editing):
             batch_size: overrides the sampler's for this call.
             progress: called after every step with (steps done, steps in all), summed over the
                       batches.
-            options: steps, spacing, method, eta, variance, clip, guidance, null_label, on_x_0; see
-                ``fastddpm.sampler.Options``.
+            options: steps, spacing, method, eta, corrections, step_size, variance, clip, guidance,
+                null_label, on_x_0; see ``fastddpm.sampler.Options``.
 
         Returns:
             float32 [n, C, H, W] on the sampler's device: the last step's mean as it is. With clip=1
@@ -269,44 +256,6 @@ class Sampler(Editing):
                 return
             if moment.i % every == 0 and moment.x_0 is not None:
                 yield Step(moment.i, moment.x_t.clone(), moment.x_0.clone())
-
-    def interpolate(
-        self,
-        a: Tensor | Array,
-        b: Tensor | Array,
-        t: int = 500,
-        lambdas: Sequence[float] | Tensor | Array = (0.0, 0.25, 0.5, 0.75, 1.0),
-        seed: int = 0,
-        *,
-        resample_noise: bool = False,
-        noise: CallerNoise | None = None,
-        labels: Labels | None = None,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        """Images between a and b: [L, C, H, W], or [L, B, C, H, W] for batches of pairs.
-
-        Encodes both to step t, mixes with each of the L weights in ``lambdas`` and decodes, with
-        the same noise for every weight. See ``fastddpm.sampler.interpolate.interpolate`` for every
-        argument. a and b are floating point; where the sampler knows no shape they are taken for
-        pictures, [C, H, W] or [B, C, H, W].
-        """
-        image_a, image_b = (arguments.images("a and b", end) for end in (a, b))
-        t, weights = integer("t", t), arguments.weights(lambdas)
-        shape = self._runs.shape_of(image_a)
-        pairs = len(image_a) if image_a.ndim > len(shape) else 1
-        return interpolate.interpolate(
-            self._chain,
-            shape,
-            image_a,
-            image_b,
-            t,
-            weights,
-            integer("seed", seed),
-            resample_noise=resample_noise,
-            noise=noise,
-            conditions=Conditions(self._runs.labels(labels, len(weights) * pairs)),
-            after_step=counted(progress, t + 1),
-        )
 
     def measure(
         self,

@@ -1,19 +1,23 @@
-"""Losses, the KL of two Gaussians and the discretised decoder."""
+"""Whole bounds, losses, the KL of two Gaussians and the discretised decoder."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 
+from fastddpm.evaluation import bits_per_dim
 from fastddpm.gaussian import discretized_gaussian_log_likelihood, normal_kl, open_tail
 from fastddpm.train.loss import LossKind
-from golden_groups import tensors
+from golden_groups import networks, tensors
 from golden_groups.gaussian import diffusion_of, model_output
 
 
 def run(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.ndarray] | None:
     subject = case["id"].split("/")[1]
+    if subject == "bpd":
+        return _bpd(case, inputs, ctx)
     if subject == "losses":
         return _losses(case, inputs)
     if subject == "normal_kl":
@@ -28,6 +32,21 @@ def loss_of(loss_type: str) -> tuple[LossKind, float | None]:
     kinds: dict[str, LossKind] = {"KL": "vlb", "RESCALED_KL": "rescaled_vlb"}
     # OpenAI's MSE adds the bound's term whole, RESCALED_MSE times T/1000.
     return kinds.get(loss_type, "hybrid"), 1.0 if loss_type == "MSE" else None
+
+
+def _bpd(case: dict[str, Any], inputs: dict[str, Any], ctx: Any) -> dict[str, np.ndarray]:
+    """With images of float64 all of it is float64, the network too."""
+    d, x_0, draws = diffusion_of(case["config"]), torch.tensor(inputs["x_start"]), ctx.noise(case)
+    network = networks.load(inputs["model"], case["config"]).to(x_0.dtype)
+    # Draw k of the peer belongs to t = T-1-k, the order in which the bound asks.
+    bits = bits_per_dim(network, d, x_0, noise=lambda t, shape: next(draws))
+    # The peer's mse is that of the noise that x_0's estimate leaves.
+    snr = d.schedule.snr.to(x_0.dtype)
+    columns = {"vb": bits.vb, "xstart_mse": bits.mse, "mse": snr * bits.mse}
+    totals = {"total_bpd": bits.total, "prior_bpd": bits.prior}
+    openai = totals | {name: values.flip(1) for name, values in columns.items()}
+    ho = {f"{name}_ho_order": values for name, values in (totals | columns).items()}
+    return {name: values.numpy() for name, values in (openai | ho).items()}
 
 
 def _losses(case: dict[str, Any], inputs: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -1,0 +1,228 @@
+"""``fastddpm evaluate frechet``: how far samples lie from data, as features see them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import torch
+import typer
+from torch import Tensor
+
+from fastddpm import atomic
+from fastddpm.cli import model as models
+from fastddpm.cli.job_folder import JobFolder
+from fastddpm.cli.progress import Bar
+from fastddpm.evaluation import (
+    FeatureStatistics,
+    ImageFile,
+    MnistFeatures,
+    frechet_distance,
+    inception_metrics,
+)
+from fastddpm.evaluation.data_set import parts_of
+from fastddpm.evaluation.mnist_features import shipped
+from fastddpm.sampler.images import from_uint8
+from fastddpm.sampler.model import device_of
+from fastddpm.train.data import load_images
+
+COMMAND = "fastddpm evaluate frechet"
+FEATURES = ("mnist", "inception")
+STATISTICS, RESULT = "data.safetensors", "frechet.json"
+
+Samples: TypeAlias = Annotated[
+    Path, typer.Argument(help="The samples.npz of fastddpm sample, or another .npz of images.")
+]
+Data: TypeAlias = Annotated[
+    Path,
+    typer.Option(
+        help="Images: .npz, an MNIST IDX file, a folder; or data.safetensors of an earlier run.",
+        show_default=False,
+    ),
+]
+FeatureName: TypeAlias = Annotated[
+    str,
+    typer.Option(help="mnist: built in, for digits; inception: FID, IS, KID, by torch-fidelity."),
+]
+Policy: TypeAlias = Annotated[
+    str, typer.Option(help="What is kept of samples that are floats: round, truncate or float.")
+]
+PartSize: TypeAlias = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images of a part; each is kept when done.")
+]
+Weights: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Of inception: the file that torch-fidelity downloads.")
+]
+AllowSingular: TypeAlias = Annotated[
+    bool, typer.Option(help="Allow fewer images than features have dimensions.")
+]
+Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Overwrite: TypeAlias = Annotated[
+    bool, typer.Option(help="Replace other results of this command in OUT.")
+]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images to look at. digest: SHA-256 of their file or contents. batches: of a size, from an
+    index on, float32 [b, C, H, W] in [-1, 1]. as_bytes: all, uint8 [N, C, H, W]."""
+
+    count: int
+    digest: str
+    batches: Callable[[int, int], Iterator[Tensor]]
+    as_bytes: Callable[[], Tensor]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("frechet", no_args_is_help=True)(frechet)
+
+
+def frechet(
+    samples: Samples,
+    data: Data,
+    features: FeatureName = "mnist",
+    policy: Policy = "round",
+    batch_size: PartSize = 500,
+    device: models.Device = None,
+    weights: Weights = None,
+    allow_singular: AllowSingular = False,
+    out: Out = Path("frechet"),
+    overwrite: Overwrite = False,
+) -> None:
+    """The Fréchet distance between samples and data; with --features inception FID, IS and KID.
+
+    Writes OUT/frechet.json and OUT/settings.json, and the data's statistics as
+    OUT/data.safetensors. Parts are kept as they finish: after Ctrl-C or a crash the same command
+    goes on where it stopped (inception starts again). Distances compare for equal numbers of
+    samples only.
+
+    Example: fastddpm evaluate frechet samples/samples.npz --data t10k-images-idx3-ubyte.gz
+    """
+    if features not in FEATURES:
+        raise ValueError(f"--features is one of {', '.join(FEATURES)}; got {features!r}")
+    if weights is not None and features != "inception":
+        raise ValueError("--weights are those of --features inception")
+    drawn = _of_file(samples, policy)
+    known = _known(data, features)
+    real = _source(data) if known is None else None
+    settings = {
+        **{"features": features, "policy": policy, "batch_size": batch_size},
+        "samples_sha256": drawn.digest,
+        "data_sha256": _digest(data) if real is None else real.digest,
+    }
+    results = (STATISTICS, RESULT) if features == "mnist" else (RESULT,)
+    folder = JobFolder(out, COMMAND, settings, results, overwrite=overwrite)
+    if folder.complete:
+        typer.echo(f"{out} already holds this result (--overwrite computes it again)")
+        return
+    place = device_of(shipped(), device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        if real is not None and features == "inception":
+            found = _inception(drawn, real, weights, batch_size, place)
+        else:
+            found = _distance(folder, drawn, known or real, batch_size, place, allow_singular)
+    except KeyboardInterrupt:
+        typer.echo(f"what is done is kept in {out}; the same command goes on from there", err=True)
+        raise
+    found = {**found, "features": features, "policy": policy}
+    atomic.write(out / RESULT, json.dumps(found, indent=2) + "\n")
+    folder.remove_parts()
+    for name, value in found.items():
+        typer.echo(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def _distance(
+    folder: JobFolder,
+    drawn: Source,
+    data: FeatureStatistics | Source | None,
+    batch_size: int,
+    place: torch.device,
+    allow_singular: bool,
+) -> dict[str, Any]:
+    """The figure in features of digits; the data's statistics are written beside it."""
+    assert data is not None
+    if isinstance(data, Source):
+        data = _statistics(folder, "data", data, batch_size, place, first=drawn.count)
+    of_samples = _statistics(folder, "samples", drawn, batch_size, place)
+    data.save(folder.folder / STATISTICS, features=MnistFeatures.name)
+    distance = frechet_distance(of_samples, data, allow_singular=allow_singular)
+    return {"frechet_distance": distance, "samples": drawn.count, "data": data.count}
+
+
+def _statistics(
+    folder: JobFolder,
+    what: str,
+    source: Source,
+    batch_size: int,
+    place: torch.device,
+    first: int = 0,
+) -> FeatureStatistics:
+    """Of a source, whose image k is the folder's first + k."""
+    features = MnistFeatures()
+    parts = [range(first + p.start, first + p.stop) for p in parts_of(source.count, batch_size)]
+    # They were done in order.
+    done = sum(len(part) for part in parts if folder.has(part))
+    left = [part for part in parts if not folder.has(part)]
+    with Bar(f"features of {what}", sum(map(len, left)), unit="images") as bar:
+        for part, images in zip(left, source.batches(batch_size, done), strict=True):
+            found = FeatureStatistics.of(features(images.to(place)))
+            folder.write(part, **found.arrays())
+            bar.advance(len(part))
+    kept = (FeatureStatistics.from_arrays(folder.read(part)) for part in parts)
+    return sum(kept, FeatureStatistics.none(features.dimensions))
+
+
+def _inception(
+    drawn: Source, real: Source, weights: Path | None, batch_size: int, place: torch.device
+) -> dict[str, Any]:
+    found = inception_metrics(
+        drawn.as_bytes(),
+        real.as_bytes(),
+        weights=weights,
+        batch_size=batch_size,
+        cuda=place.type == "cuda",
+        verbose=True,
+    )
+    return {**found, "samples": drawn.count, "data": real.count}
+
+
+def _known(data: Path, features: str) -> FeatureStatistics | None:
+    """The statistics of data that an earlier run kept, where ``data`` names such a file."""
+    if data.suffix != ".safetensors":
+        return None
+    known, notes = FeatureStatistics.load(data)
+    if features == "inception" or notes.get("features") != features:
+        raise ValueError(
+            f"{data} holds statistics of {notes.get('features')} features; --features is {features}"
+        )
+    return known
+
+
+def _source(path: Path) -> Source:
+    if path.suffix == ".npz":
+        return _of_file(path, "round")
+    held = load_images(path)
+
+    def batches(size: int, start: int) -> Iterator[Tensor]:
+        for first in range(start, len(held), size):
+            yield from_uint8(held.images[first : first + size].permute(0, 2, 3, 1))
+
+    return Source(len(held), held.fingerprint, batches, lambda: held.images)
+
+
+def _of_file(path: Path, policy: str) -> Source:
+    file = ImageFile(path, policy)
+    return Source(file.count, _digest(path), file.batches, file.as_bytes)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while content := file.read(1 << 20):
+            digest.update(content)
+    return digest.hexdigest()

@@ -1,0 +1,182 @@
+"""``fastddpm evaluate frechet``: its figure, its files, and how it goes on after it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli_runs import fails, run, samples_of, save, small_unet, succeeds
+
+from fastddpm.cli import evaluate_frechet
+from fastddpm.evaluation import (
+    ImageFile,
+    MnistFeatures,
+    frechet_distance,
+    statistics_of,
+)
+from fastddpm.sampler.images import as_pixels
+
+
+def digits(count: int, seed: int) -> torch.Tensor:
+    """Blurred noise, [count, 1, 28, 28] in [-1, 1]: what the features tell apart will do."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, 1, 28, 28, generator=generator)
+    return torch.tanh(3 * torch.nn.functional.avg_pool2d(noise, 5, 1, 2) + 0.1 * seed)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("images")
+    kept = {"samples": folder / "samples.npz", "data": folder / "data.npz"}
+    np.savez(kept["samples"], samples=as_pixels(digits(300, 1), "float").numpy())
+    np.savez(kept["data"], images=as_pixels(digits(260, 2), "round").numpy())
+    return kept
+
+
+def expected(files: dict[str, Path], policy: str) -> float:
+    one, other = (
+        statistics_of(MnistFeatures(), ImageFile(files[name], policy).batches(1000))
+        for name in ("samples", "data")
+    )
+    return frechet_distance(one, other)
+
+
+def result(folder: Path) -> Any:
+    return json.loads((folder / "frechet.json").read_text())
+
+
+def test_the_distance_under_each_policy(files: dict[str, Path], tmp_path: Path) -> None:
+    found = {}
+    for policy in ("round", "truncate", "float"):
+        out = tmp_path / policy
+        how = ["--policy", policy, "--batch-size", 64, "-o", out]
+        output = succeeds("evaluate", "frechet", files["samples"], "--data", files["data"], *how)
+        assert result(out) == {
+            "frechet_distance": pytest.approx(expected(files, policy), rel=1e-5),
+            **{"samples": 300, "data": 260, "features": "mnist", "policy": policy},
+        }
+        assert f"frechet_distance: {result(out)['frechet_distance']:.6g}" in output
+        found[policy] = result(out)["frechet_distance"]
+        assert not (out / "parts").exists()
+    assert len(set(found.values())) == 3
+
+
+def test_kept_statistics_stand_for_the_data(files: dict[str, Path], tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    command = ["evaluate", "frechet", files["samples"]]
+    succeeds(*command, "--data", files["data"], "-o", first)
+    succeeds(*command, "--data", first / "data.safetensors", "-o", second)
+    assert result(second) == result(first)
+    again = succeeds(*command, "--data", first / "data.safetensors", "-o", second)
+    assert "already holds this result" in again
+    other = fails(*command, "--data", files["data"], "-o", second)
+    assert "other settings (data_sha256)" in other
+
+
+def test_it_goes_on_where_it_was_stopped(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
+    command += ["--batch-size", 50, "-o", tmp_path / "stopped"]
+    looked_at: list[int] = []
+
+    class Counted(MnistFeatures):
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            if len(looked_at) == 9:
+                raise OSError("the disk is gone")
+            looked_at.append(len(images))
+            return super().__call__(images)
+
+    monkeypatch.setattr(evaluate_frechet, "MnistFeatures", Counted)
+    # Six parts of the data and three of the samples are kept.
+    assert "the disk is gone" in fails(*command)
+    assert len(list((tmp_path / "stopped/parts").iterdir())) == 9
+    looked_at.clear()
+    succeeds(*command)
+    assert looked_at == [50, 50, 50]
+    monkeypatch.undo()
+    whole = tmp_path / "whole"
+    succeeds(*command[:-1], whole)
+    assert result(tmp_path / "stopped") == result(whole)
+
+
+def test_ctrl_c_says_how_to_go_on(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MnistFeatures, "__call__", stop)
+    command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
+    stopped = run(*command, "-o", tmp_path / "out")
+    assert stopped.exit_code == 130 and "the same command goes on from there" in stopped.stderr
+
+
+def test_what_cannot_be_told(files: dict[str, Path], tmp_path: Path) -> None:
+    few = tmp_path / "few.npz"
+    np.savez(few, samples=as_pixels(digits(100, 1), "round").numpy())
+    command = ["evaluate", "frechet", few, "--data", files["data"]]
+    message = fails(*command, "-o", tmp_path / "few")
+    assert "of 100 samples in 128 dimensions is singular" in message
+    succeeds(*command, "-o", tmp_path / "few", "--allow-singular")
+    wrong = [
+        (["--features", "lenet"], "--features is one of mnist, inception"),
+        (["--policy", "floor"], "a policy in round, truncate, float"),
+        (["--weights", few], "--weights are those of --features inception"),
+        (["--device", "gpu"], "got 'gpu'"),
+    ]
+    for options, expected_message in wrong:
+        assert expected_message in fails(*command, *options, "-o", tmp_path / "wrong")
+    assert "images [1, 28, 28], got [3, 8, 8]" in _of_other_images(tmp_path, files)
+
+
+def _of_other_images(tmp_path: Path, files: dict[str, Path]) -> str:
+    path = tmp_path / "other.npz"
+    np.savez(path, samples=np.zeros((200, 8, 8, 3), np.uint8))
+    return fails("evaluate", "frechet", path, "--data", files["data"], "-o", tmp_path / "other")
+
+
+def test_inception_is_given_the_files_bytes(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def metrics(samples: torch.Tensor, data: torch.Tensor, **how: Any) -> dict[str, float]:
+        assert torch.equal(samples, ImageFile(files["samples"], "truncate").as_bytes())
+        assert torch.equal(data, ImageFile(files["data"]).as_bytes())
+        assert how["weights"] == Path("inception.pth") and how["batch_size"] == 7
+        return {"frechet_inception_distance": 2.5}
+
+    monkeypatch.setattr(evaluate_frechet, "inception_metrics", metrics)
+    command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
+    command += ["--features", "inception", "--weights", "inception.pth", "--batch-size", 7]
+    succeeds(*command, "--policy", "truncate", "-o", tmp_path / "out")
+    assert result(tmp_path / "out") == {
+        **{"frechet_inception_distance": 2.5, "samples": 300, "data": 260},
+        **{"features": "inception", "policy": "truncate"},
+    }
+    assert "round or truncate them" in fails(
+        *command, "--policy", "float", "-o", tmp_path / "float"
+    )
+
+
+def test_samples_are_kept_as_asked(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", small_unet())
+    arrays = {}
+    for pixels in ("round", "truncate", "float"):
+        out = tmp_path / pixels
+        how = ["--pixels", pixels, "--format", "png", "-o", out]
+        succeeds("sample", "-m", model, "-n", 3, "--batch-size", 2, *how)
+        arrays[pixels] = torch.from_numpy(samples_of(out))
+        assert (out / "images/000002.png").exists()
+    x = arrays["float"].movedim(-1, 1)
+    assert x.dtype == torch.float32
+    assert torch.equal(as_pixels(x, "round"), arrays["round"])
+    assert torch.equal(as_pixels(x, "truncate"), arrays["truncate"])
+    assert not torch.equal(arrays["round"], arrays["truncate"])
+    other = fails("sample", "-m", model, "-n", 3, "--batch-size", 2, "-o", tmp_path / "float")
+    assert "other settings" in other
+    message = fails("sample", "-m", model, "--pixels", "floor", "-o", tmp_path / "floor")
+    assert "--pixels is one of round, truncate, float" in message
