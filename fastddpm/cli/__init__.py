@@ -6,7 +6,7 @@ from importlib import metadata
 
 import typer
 
-from fastddpm.cli import convert, doctor, interpolate, sample, train
+from fastddpm.cli import compress, convert, decompress, doctor, interpolate, sample, train
 from fastddpm.cli.errors import Commands
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ def _options(
     """Options of every command; ``debug`` is read by fastddpm.cli.errors.Commands."""
 
 
-for _command in (sample, interpolate, train, convert, doctor):
+for _command in (sample, interpolate, compress, decompress, train, convert, doctor):
     _command.register(app)
 
 

@@ -57,14 +57,16 @@ class Place(NamedTuple):
     def base(self) -> int:
         return self.image << (CANDIDATE_BITS + BLOCK_BITS) | self.block << CANDIDATE_BITS
 
-    def draw(self, indices: Tensor, size: int) -> Tensor:
-        return ops.normal(self.seed, self.base + indices, self.step, (size,), Purpose.CODING)
+    def draw(self, indices: Tensor, size: int, device: torch.device | str = "cpu") -> Tensor:
+        """Normals of some sample indices of the block, float32 [len(indices), size]."""
+        where = self.base + indices
+        return ops.normal(self.seed, where, self.step, (size,), Purpose.CODING, device=device)
 
 
 class Choice(NamedTuple):
-    """index: K, from 1. missed: how many later candidates would have won, expected."""
+    """number: K, from 1. missed: how many later candidates would have won, expected."""
 
-    index: int
+    number: int
     missed: float
 
 
@@ -80,21 +82,28 @@ def divergence(shift: Tensor, ratio: Tensor) -> float:
 
 
 def choose(
-    place: Place, shift: Tensor, ratio: Tensor, tolerance: float, most: int = MOST
+    place: Place,
+    shift: Tensor,
+    ratio: Tensor,
+    tolerance: float,
+    most: int = MOST,
+    device: torch.device | str = "cpu",
 ) -> Choice:
     """The candidate to send for q = N(shift, ratio), float32 [size] each.
 
     most: candidates to look at where the tolerance is not met before; at most 2^22 - 1.
+    device: where to search; candidates are the same everywhere.
     """
     nats = divergence(shift, ratio)
     square, linear = 0.5 * (1 - 1 / ratio), shift / ratio
     constant = -0.5 * float((shift.double() ** 2 / ratio.double() + ratio.double().log()).sum())
+    square, linear = square.to(device), linear.to(device)
     flat = bool((square == 0).all())
     best, index, arrived, first, count = math.inf, 1, 0.0, 1, _FIRST
     while True:
         count = min(count, most + 1 - first)
-        z = place.draw(first + torch.arange(count), len(shift))
-        log_w = (z @ linear if flat else z @ linear + z**2 @ square).double() + constant
+        z = place.draw(first + torch.arange(count), len(shift), device)
+        log_w = (z @ linear if flat else z @ linear + z**2 @ square).cpu().double() + constant
         times = arrived + _waits(place, first, count).cumsum(0)
         scores = times.log() - log_w
         least = int(scores.argmin())

@@ -19,9 +19,9 @@ image's check and never passes for pixels.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -30,11 +30,12 @@ from torch import Tensor
 from fastddpm import engine as engines
 from fastddpm.checkpoint.digest import diffusion_digest, weights_digest
 from fastddpm.codec import container, receiver, sender
+from fastddpm.codec.channel import MOST as MOST_CANDIDATES
 from fastddpm.codec.container import DIGEST_BYTES, Header
 from fastddpm.codec.damage import DamagedError, ExhaustedError
 from fastddpm.codec.entropy import Reader, range_coding
 from fastddpm.codec.process import Process, cubic
-from fastddpm.codec.sender import Encoded
+from fastddpm.codec.sender import Encoded as Encoded
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import CpuOptions
 from fastddpm.sampler import from_uint8, to_uint8
@@ -42,7 +43,7 @@ from fastddpm.sampler.call import NetworkCall
 from fastddpm.sampler.model import Model, device_of, sample_shape, unwrapped
 from fastddpm.sampler.unet_network import unfit_for_programs
 
-STEPS, TARGET = 40, 8.0
+STEPS, TARGET = 40, 6.0
 Progress = Callable[[int, int], None]
 
 
@@ -86,6 +87,7 @@ class Codec:
         selected = engines.select(engine, place, options, unfit=unfit)
         self.model = model
         self.diffusion = diffusion
+        self._place = place
         self._network = NetworkCall(model, selected, place, dtype, tf32=tf32)
 
     def encode(
@@ -107,8 +109,8 @@ class Codec:
             steps: how many of the diffusion's T, cubically spaced (40 by default, or T), or which:
                 positions from 0 to T-1.
             seed: of the shared randomness and the sender's own.
-            target: bits of a block, 1 to 16 in halves; each more doubles the encoder's work, and
-                saves bytes: see README.
+            target: bits of a block, 1 to 16 in halves: each more saves bytes and doubles the
+                sender's work, or more.
             cdf: of the pixels, "erf" or "tanh" (``gaussian``).
             tolerance: how far the law of a block may be from q's in total variation.
             most: candidates of a block to look at, where the tolerance is not met before.
@@ -120,9 +122,9 @@ class Codec:
         """
         if cdf not in ("erf", "tanh"):
             raise ValueError(f"cdf is erf or tanh, got {cdf!r}")
-        if not 0 < tolerance < 1 or not 1 <= most <= sender.MOST:
+        if not 0 < tolerance < 1 or not 1 <= most <= MOST_CANDIDATES:
             raise ValueError(
-                f"expected a tolerance between 0 and 1 and 1 to {sender.MOST} candidates, "
+                f"expected a tolerance between 0 and 1 and 1 to {MOST_CANDIDATES} candidates, "
                 f"got {tolerance} and {most}"
             )
         x_0 = from_uint8(images)
@@ -142,7 +144,7 @@ class Codec:
             cdf=cdf,
         )
         process = self._process(header)
-        search = sender.Search(tolerance, most)
+        search = sender.Search(tolerance, most, self._place)
         return sender.send(process, header, images, x_0, search, progress or _silent)
 
     def decode(
@@ -161,12 +163,10 @@ class Codec:
         Raises DamagedError (a ValueError) for bytes that are not a whole file, or with ``partial``
         not even its beginning; ValueError for a file of another model or diffusion.
         """
-        last = None
-        for last in self.stages(data, until, partial=partial, progress=progress):
-            pass
-        if last is None:
+        shown = deque(self.stages(data, until, partial=partial, progress=progress), maxlen=1)
+        if not shown:
             raise DamagedError("the file ends before the first step of its images")
-        return last
+        return shown[-1]
 
     def stages(
         self,
@@ -202,10 +202,9 @@ class Codec:
             except ExhaustedError:
                 return
             except DamagedError:
-                if strict:
+                if strict or sound is None:
                     raise
-                if sound is not None:
-                    yield sound
+                yield sound
                 return
             if state is None:
                 return

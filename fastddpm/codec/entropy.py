@@ -79,8 +79,8 @@ class Writer:
 class Reader:
     """The symbols back, from a whole stream or the beginning of one.
 
-    Raises ExhaustedError where the beginning does not settle a symbol, DamagedError for bytes that no
-    encoder wrote or a check that fails.
+    Raises ExhaustedError where the beginning does not settle a symbol, DamagedError for bytes that
+    no encoder wrote or a check that fails.
     """
 
     def __init__(self, content: bytes, *, whole: bool) -> None:

@@ -1,8 +1,8 @@
 """The law of the index that channel simulation sends, and a code for it.
 
 Candidates come with ratios w = q/p and arrival times τ of a Poisson process of rate 1; the sender
-takes the K-th, the one with the least τ/w (channel.py). That least value is Exp(1), and given it and
-the chosen w the earlier candidates, which all lost, are Poisson with mean (τ/w) g(w). So
+takes the K-th, the one with the least τ/w (channel.py). That least value is Exp(1), and given it
+and the chosen w the earlier candidates, which all lost, are Poisson with mean (τ/w) g(w). So
 
     K - 1 | w  is geometric with mean  g(w) = E_p[(w - W)^+]
 
@@ -12,8 +12,8 @@ covariance and divergence I (nats), g is a put of Black and Scholes:
     g(w) = w Φ((ln w + I)/s) - Φ((ln w - I)/s),  s² = 2I
     P(K > k) = E_q[(g/(1+g))^k]                  by Gauss-Hermite quadrature over ln w
 
-This is the shortest code that knows I alone. Theis and Yosri 2022 code K by a Zipf law, at most
-I + log2(I + 1) + 4 bits on average; this one takes .3 to .7 bits less (`python -m benchmarks.codec`).
+This is the shortest code that knows I alone. A Zipf law (Li and El Gamal 2018; Theis and Yosri
+2022) takes at most I + log2(I + 1) + 4 bits on average, and .3 to .5 bits more than this one.
 
 K is sent as its bin and its place there, uniform: bins are half octaves, which costs .01 bits.
 """

@@ -62,13 +62,12 @@ class Process:
         if not bool(output.isfinite().all()):
             timestep = int(self.diffusion.schedule.timesteps[k])
             raise FloatingPointError(f"NaN or Inf in the network's output at timestep {timestep}")
-        images = zip(output.split(1), x.split(1), strict=True)
+        images = zip(torch.split(output, 1), torch.split(x, 1), strict=True)
         return [self.diffusion.p_mean_variance(o, x_t, t[:1]) for o, x_t in images]
 
     def reverse(self, prediction: Prediction) -> Law:
         """p of the next state."""
-        sigma = (0.5 * prediction.log_variance.contiguous()).exp()
-        return Law(prediction.mean.flatten(), sigma.flatten())
+        return _law(prediction.mean, prediction.log_variance)
 
     def laws(self, x: Tensor | None, k: int, header: Header) -> list[Law]:
         """p of state k for every image, given the states k + 1, if there are any."""
@@ -83,7 +82,12 @@ class Process:
             mean, _, log_variance = self.diffusion.q_mean_variance(x_0, torch.tensor([k]))
         else:
             mean, _, log_variance = self.diffusion.q_posterior(x_0, x_t, torch.tensor([k + 1]))
-        return Law(mean.flatten(), (0.5 * log_variance).exp().flatten())
+        return _law(mean, log_variance)
+
+
+def _law(mean: Tensor, log_variance: Tensor) -> Law:
+    # Contiguous, so that equal variances have equal roots: torch has several exp.
+    return Law(mean.flatten(), (0.5 * log_variance.contiguous()).exp().flatten())
 
 
 def pixel_laws(prediction: Prediction, cdf: str) -> list[NDArray[np.float64]]:
@@ -93,7 +97,7 @@ def pixel_laws(prediction: Prediction, cdf: str) -> list[NDArray[np.float64]]:
     log_scale = 0.5 * prediction.log_variance.flatten().double()
     return [
         discretized_gaussian_log_likelihood(levels[None], m[:, None], s[:, None], cdf).exp().numpy()
-        for m, s in zip(mean.split(_ROWS), log_scale.split(_ROWS), strict=True)
+        for m, s in zip(torch.split(mean, _ROWS), torch.split(log_scale, _ROWS), strict=True)
     ]
 
 
@@ -105,8 +109,9 @@ def pixel_bits(prediction: Prediction, x_0: Tensor, cdf: str) -> float:
 
 
 def cubic(T: int, steps: int) -> list[int]:
-    """t_i = round((T-1) (i/(K-1))³), pushed apart where they meet: the steps of a model's chain that
-    carry about equally much are dense at small t. Ascending positions; 1 <= steps <= T."""
+    """t_i = round((T-1) (i/(K-1))³), pushed apart where they meet: ascending positions of a chain.
+
+    Dense at small t, so that steps tell about equally much. ValueError unless 1 <= steps <= T."""
     if not 1 <= steps <= T:
         raise ValueError(f"expected between 1 and T = {T} steps, got {steps}")
     return [max(i, round((T - 1) * (i / max(steps - 1, 1)) ** 3)) for i in range(steps)]

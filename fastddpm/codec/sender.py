@@ -21,8 +21,7 @@ from fastddpm.codec.levels import Levels, level_of
 from fastddpm.codec.process import Law, Process, pixel_bits, pixel_laws
 from fastddpm.codec.rotation import Rotation
 
-TOLERANCE = 0.01
-MOST = channel.MOST
+TOLERANCE, MOST = 0.01, 1 << 18
 
 
 class Search(NamedTuple):
@@ -30,17 +29,18 @@ class Search(NamedTuple):
 
     tolerance: float
     most: int
+    device: torch.device
 
 
 class SentBlock(NamedTuple):
     """information: KL(q ‖ p) of the block, in bits. code: what its candidate's number cost.
-    index: that number. missed: the expected number of better candidates not looked at."""
+    number: that number. missed: the expected number of better candidates not looked at."""
 
     stage: int
     image: int
     information: float
     code: float
-    index: int
+    number: int
     missed: float
 
 
