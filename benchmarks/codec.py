@@ -14,6 +14,7 @@ and chains. Times are of this machine's moment, one thread: they say an order of
 from __future__ import annotations
 
 import argparse
+import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import fastddpm
@@ -33,7 +35,7 @@ from fastddpm.train.idx import read_idx
 DATA = REPOSITORY.parent / "shared/data/mnist"
 RESULT, PICTURE = RESULTS / "codec.json", RESULTS / "codec.png"
 # Shares of the file that are decoded, as rows of the picture; its images.
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 1.0)
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 SHOWN = 8
 # Steps and bits of a block, beside the default.
 OTHERS = ((40, 4.0), (40, 5.0), (40, 7.0), (20, 6.0), (30, 6.0), (60, 6.0))
@@ -52,6 +54,7 @@ def main() -> None:
     images = torch.from_numpy(read_idx(options.data / "t10k-images-idx3-ubyte.gz"))
     images = images[: options.images, ..., None]
     result: dict[str, Any] = {**described(), "data": "MNIST test", "images": len(images)}
+    result["png_bits"] = png_bits(images)
     result["search"] = {"tolerance": TOLERANCE, "candidates": MOST}
     encoded, result["default"] = measured(codec, images)
     result["beginnings"] = beginnings(codec, encoded.data, images)
@@ -89,6 +92,16 @@ def measured(codec: Codec, images: Tensor, **settings: Any) -> tuple[Encoded, di
     }
     print({key: value for key, value in figures.items() if key != "blocks"}, figures["blocks"])
     return encoded, figures
+
+
+def png_bits(images: Tensor) -> float:
+    """Bits an image as a PNG file of its own, for scale."""
+    sizes = []
+    for image in images:
+        held = io.BytesIO()
+        Image.fromarray(image[..., 0].numpy()).save(held, "PNG", optimize=True)
+        sizes.append(8 * held.tell())
+    return sum(sizes) / len(sizes)
 
 
 def of_blocks(blocks: Sequence[SentBlock], images: int) -> dict[str, float]:

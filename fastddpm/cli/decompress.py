@@ -73,10 +73,11 @@ def decompress(
         decoded = codec.decode(data, until, partial=partial, progress=follow(bar))
     _write(out, decoded)
     exact, count = int(decoded.lossless.sum()), len(decoded.images)
-    typer.echo(
-        f"{count} images in {out}: {len(data)} bytes, stage {decoded.stage} of {decoded.stages}, "
-        + (f"{exact} of them exact, the others estimates" if exact < count else "exact")
-    )
+    what = f"{exact} of them exact, the others estimates" if exact < count else "exact"
+    if decoded.checked < decoded.stage:
+        what += f" (checked to stage {decoded.checked}, after that as the bytes say)"
+    stage = f"stage {decoded.stage} of {decoded.stages}"
+    typer.echo(f"{count} images in {out}: {len(data)} bytes, {stage}, {what}")
 
 
 def _name(j: int) -> str:

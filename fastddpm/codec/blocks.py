@@ -45,11 +45,11 @@ def ends_with_check(stage: int, steps: int) -> bool:
     return stage % CHECK_EVERY == 0 or stage == steps
 
 
-def put_level(writer: Writer, level: int, expected: int, top: int) -> None:
+def put_level(writer: Writer, level: int, expected: float, top: int) -> None:
     writer.put("levels", level - LOWEST, level_probabilities(expected, top))
 
 
-def get_level(reader: Reader, expected: int, top: int) -> int:
+def get_level(reader: Reader, expected: float, top: int) -> int:
     return reader.get(level_probabilities(expected, top)) + LOWEST
 
 

@@ -43,6 +43,7 @@ MOST = (1 << INDEX_BITS) - 1
 
 # Candidates drawn at first, and numbers drawn at once later: as many as stay in a core's cache.
 _FIRST, _AT_ONCE = 64, 1 << 18
+_LARGEST = 700.0
 
 
 class Place(NamedTuple):
@@ -128,8 +129,9 @@ def _later_winners(log_score: float, log_time: float, nats: float) -> float:
         return 0.0
     spread = math.sqrt(2 * nats)
     log_strike = log_time - log_score
-    gain = math.exp(log_score) * _normal_cdf((nats - log_strike) / spread)
-    price = math.exp(log_time) * _normal_cdf((-nats - log_strike) / spread)
+    # Bounded where a search is hopeless anyway and exp would overflow.
+    gain = math.exp(min(log_score, _LARGEST)) * _normal_cdf((nats - log_strike) / spread)
+    price = math.exp(min(log_time, _LARGEST)) * _normal_cdf((-nats - log_strike) / spread)
     return max(gain - price, 0.0)
 
 

@@ -50,12 +50,14 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Decoded:
     """images: uint8 [N, H, W, C]. stage: steps that were read, of ``stages``: 1 is x_T, ``stages``
-    the pixels. lossless: bool [N], which images are the encoder's to the last bit. x_t: float32
-    [N, C, H, W], the state that the others are estimated from."""
+    the pixels. checked: the last one that a check in the file confirms (there is one every 8
+    stages); later ones are what the bytes say. lossless: bool [N], which images are the encoder's
+    to the last bit. x_t: float32 [N, C, H, W], the state that the others are estimated from."""
 
     images: Tensor
     stage: int
     stages: int
+    checked: int
     lossless: Tensor
     x_t: Tensor
 
@@ -195,7 +197,7 @@ class Codec:
     def _shown(
         self, read: Iterator[receiver.State], header: Header, *, strict: bool
     ) -> Iterator[Decoded]:
-        sound: Decoded | None = None
+        sound, last = None, 0
         while True:
             try:
                 state = next(read, None)
@@ -208,7 +210,8 @@ class Codec:
                 return
             if state is None:
                 return
-            shown = _decoded(state, header)
+            last = state.stage if state.checked else last
+            shown = _decoded(state, header, last)
             sound = shown if state.checked else sound
             yield shown
 
@@ -252,12 +255,12 @@ class Codec:
             )
 
 
-def _decoded(state: receiver.State, header: Header) -> Decoded:
+def _decoded(state: receiver.State, header: Header, checked: int) -> Decoded:
     images = to_uint8(state.estimate)
     for j, pixels in enumerate(state.pixels):
         images[j] = torch.from_numpy(np.moveaxis(pixels.reshape(header.shape), 0, -1).copy())
     lossless = torch.arange(header.images) < len(state.pixels)
-    return Decoded(images, state.stage, header.steps + 1, lossless, state.x_t)
+    return Decoded(images, state.stage, header.steps + 1, checked, lossless, state.x_t)
 
 
 def _ascending(steps: Sequence[int], T: int) -> tuple[int, ...]:

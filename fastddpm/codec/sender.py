@@ -46,12 +46,13 @@ class SentBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """data: the file. ideal: float64 [K + 1, N], the bound's terms in bits, a row a stage of the
-    file, the pixels last. parts: bits by what they are for: "blocks", "levels", "pixels", "checks",
-    "container" (the header, the file's checksum, and what the coder rounds up). blocks: all that
-    were sent."""
+    """data: the file. x_t: float32 [N, C, H, W], the last state, as the receiver has it. ideal:
+    float64 [K + 1, N], the bound's terms in bits, a row a stage of the file, the pixels last.
+    parts: bits by what they are for: "blocks", "levels", "pixels", "checks", "container" (the
+    header, the file's checksum, and what the coder rounds up). blocks: all that were sent."""
 
     data: bytes
+    x_t: Tensor
     ideal: Tensor
     parts: dict[str, float]
     blocks: list[SentBlock]
@@ -143,11 +144,11 @@ def send(
         sender.pixels(values[j], pixel_laws(prediction, header.cdf))
         sender.ideal[-1, j] = pixel_bits(prediction, x_0[j : j + 1], header.cdf)
         progress(steps * count + j + 1, total)
-    return _encoded(header, sender)
+    return _encoded(header, sender, x)
 
 
-def _encoded(header: Header, sender: Sender) -> Encoded:
+def _encoded(header: Header, sender: Sender, x: Tensor) -> Encoded:
     data = sealed(header.pack(), sender.writer.content())
     parts = dict(sender.writer.bits)
     parts["container"] = 8 * len(data) - sum(parts.values())
-    return Encoded(data, sender.ideal, parts, sender.blocks)
+    return Encoded(data, x, sender.ideal, parts, sender.blocks)

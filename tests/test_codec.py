@@ -1,0 +1,376 @@
+"""The codec: what comes back, from the whole file, its beginning and damaged ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from functools import cache
+from typing import Any
+
+import gaussian_data as data
+import numpy as np
+import pytest
+import torch
+from cpu_program.steps import needs_library
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+import fastddpm
+from fastddpm.codec import Codec, DamagedError, Decoded, Encoded, container
+from fastddpm.codec.process import cubic
+from fastddpm.codec.sender import Sender
+from fastddpm.sampler import from_uint8, to_uint8
+
+COUNT, STEPS, TARGET = 3, 20, 3.0
+
+
+def pictures(count: int = COUNT) -> Tensor:
+    return to_uint8(data.draws(count))
+
+
+def codec_of(diffusion: fastddpm.GaussianDiffusion = data.DIFFUSION, model: Any = None) -> Codec:
+    return Codec(model or data.network, diffusion)
+
+
+def encode(codec: Codec, images: Tensor, **options: Any) -> Encoded:
+    return codec.encode(images, **{"steps": STEPS, "target": TARGET, **options})
+
+
+@cache
+def encoded_once() -> Encoded:
+    return encode(codec_of(), pictures())
+
+
+@cache
+def decoded_once() -> list[Decoded]:
+    """What each stage of the whole file decodes to; the pixels image by image."""
+    return list(codec_of().stages(encoded_once().data))
+
+
+@pytest.fixture
+def file() -> Encoded:
+    return encoded_once()
+
+
+@pytest.fixture
+def states() -> list[Decoded]:
+    return decoded_once()
+
+
+def with_variance(x: Tensor, t: Tensor) -> Tensor:
+    """The best ε̂, and a variance that differs from element to element."""
+    values = 0.4 * torch.linspace(-1, 1, x[0].numel()).view(x[0].shape).expand_as(x)
+    return torch.cat([data.network(x, t), values], dim=1)
+
+
+# ---- the whole file
+
+
+@pytest.mark.parametrize("cdf", ["erf", "tanh"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
+def test_all_images_come_back(variance: str, cdf: str) -> None:
+    diffusion = dataclasses.replace(data.DIFFUSION, variance=variance)
+    codec = codec_of(diffusion, with_variance if "learned" in variance else None)
+    encoded = encode(codec, pictures(), cdf=cdf)
+    decoded = codec.decode(encoded.data)
+    assert torch.equal(decoded.images, pictures()) and bool(decoded.lossless.all())
+    assert decoded.stage == decoded.stages == STEPS + 1
+
+
+@pytest.mark.parametrize(
+    "steps", [[500], [250, 999], [10, 25, 50, 80, 120, 180, 250, 340, 450, 600, 800], 24]
+)
+def test_chains(steps: Any) -> None:
+    codec = codec_of()
+    encoded = encode(codec, pictures(1), steps=steps)
+    assert torch.equal(codec.decode(encoded.data).images, pictures(1))
+
+
+def test_states_are_the_senders(
+    monkeypatch: pytest.MonkeyPatch, file: Encoded, states: list[Decoded]
+) -> None:
+    """Bit for bit, at every stage."""
+    sent: list[Tensor] = []
+    state = Sender.state
+
+    def spied(self: Sender, *arguments: Any) -> Tensor:
+        sent.append(state(self, *arguments))
+        return sent[-1]
+
+    monkeypatch.setattr(Sender, "state", spied)
+    again = encode(codec_of(), pictures())
+    assert again.data == file.data
+    stages = torch.stack(sent).view(STEPS, COUNT, *data.SHAPE)
+    for stage, x in enumerate(stages):
+        assert torch.equal(states[stage].x_t, x)
+    assert torch.equal(stages[-1], again.x_t)
+
+
+def test_images_do_not_depend_on_each_other(file: Encoded) -> None:
+    codec = codec_of()
+    alone = encode(codec, pictures()[:1])
+    assert torch.equal(alone.x_t, file.x_t[:1])
+    assert len(alone.data) < len(file.data)
+
+
+def test_ideal_rate_is_the_bound(file: Encoded, states: list[Decoded]) -> None:
+    """Row by row: ``prior_bpd`` and ``vb_term`` at the very states."""
+    kept = data.DIFFUSION.schedule.timesteps[cubic(data.DIFFUSION.num_steps, STEPS)]
+    diffusion = data.DIFFUSION.respace(kept)
+    x_0, n = from_uint8(pictures()), math.prod(data.SHAPE)
+    terms = [diffusion.prior_bpd(x_0)]
+    for k in reversed(range(STEPS)):
+        t, x_t = torch.full((COUNT,), k), states[STEPS - 1 - k].x_t
+        output = data.network(x_t, diffusion.model_timesteps(t))
+        terms.append(diffusion.vb_term(output, x_0, x_t, t, decoder="erf"))
+    expected = torch.stack(terms).double() * n
+    torch.testing.assert_close(file.ideal, expected, rtol=2e-5, atol=1e-4)
+
+
+def test_bytes_are_what_the_parts_say(file: Encoded) -> None:
+    assert sum(file.parts.values()) == pytest.approx(8 * len(file.data))
+    # Header and checksum are 20 + 4 bytes here, and the coder rounds up by 5 at most.
+    assert 8 * 20 <= file.parts["container"] <= 8 * 32
+    stated = sum(b.information + math.log2(b.information + 1) + 4 for b in file.blocks)
+    assert float(file.ideal[:-1].sum()) < file.parts["blocks"] < stated
+    assert file.parts["pixels"] == pytest.approx(float(file.ideal[-1].sum()), rel=1e-3)
+
+
+def test_the_states_follow_the_bound_closely() -> None:
+    """x_1 of many images has the law q(x_1 | x_0), as if it were drawn at once."""
+    images, count = pictures(12), 12
+    encoded = encode(codec_of(), images)
+    kept = data.DIFFUSION.schedule.timesteps[cubic(data.DIFFUSION.num_steps, STEPS)]
+    mean, variance, _ = data.DIFFUSION.respace(kept).q_mean_variance(
+        from_uint8(images), torch.zeros(count, dtype=torch.int64)
+    )
+    z = ((encoded.x_t - mean) / variance.sqrt()).flatten().numpy()
+    assert stats.kstest(z, "norm").pvalue > 1e-3
+
+
+def test_seeds_differ() -> None:
+    a, b = (encode(codec_of(), pictures(1), seed=seed) for seed in (0, 2**64 - 1))
+    assert not torch.equal(a.x_t, b.x_t)
+    assert torch.equal(codec_of().decode(b.data).images, pictures(1))
+
+
+@needs_library
+@pytest.mark.slow
+def test_the_built_in_model() -> None:
+    """Engine "cpu": images encoded together, with one thread, decode with two, and alone."""
+    unet, diffusion = fastddpm.from_pretrained("mnist")
+    images = to_uint8(fastddpm.Sampler(unet, diffusion, threads=1).sample(3, seed=5, steps=20))
+    encoded = Codec(unet, diffusion, "cpu", threads=1).encode(images, 14, target=3.0)
+    decoded = Codec(unet, diffusion, "cpu", threads=2).decode(encoded.data)
+    assert torch.equal(decoded.images, images)
+    assert torch.equal(decoded.x_t, encoded.x_t)
+    alone = Codec(unet, diffusion, "cpu", threads=1).encode(images[1:2], 14, target=3.0)
+    # Image 0 of its own file: other candidates than as image 1 of another.
+    assert torch.equal(Codec(unet, diffusion).decode(alone.data).images, images[1:2])
+
+
+# ---- its beginning
+
+
+def test_every_beginning_decodes(file: Encoded, states: list[Decoded]) -> None:
+    codec, last = codec_of(), 0
+    for length in range(0, len(file.data), 2):
+        try:
+            decoded = codec.decode(file.data[:length], partial=True)
+        except DamagedError:
+            assert not last
+            continue
+        assert decoded.stage >= last
+        last = decoded.stage
+        assert_sound(decoded, states)
+        assert decoded.checked >= STEPS if last >= STEPS else decoded.checked == last // 8 * 8
+    # All but the last image or so is there before the last byte.
+    assert last >= STEPS
+
+
+def assert_sound(decoded: Decoded, states: list[Decoded]) -> None:
+    """What was decoded is what the whole file says at that stage."""
+    whole = states[min(decoded.stage, STEPS) - 1]
+    assert torch.equal(decoded.x_t, whole.x_t)
+    exact = decoded.lossless
+    assert torch.equal(decoded.images[exact], pictures()[exact])
+    assert torch.equal(decoded.images[~exact], whole.images[~exact])
+
+
+def test_estimates_improve(states: list[Decoded]) -> None:
+    errors = [(s.images.double() - pictures().double()).square().mean() for s in states]
+    assert errors[-1] == 0
+    assert errors[STEPS - 1] < errors[STEPS // 2] < errors[0]
+
+
+def test_until(file: Encoded, states: list[Decoded]) -> None:
+    codec = codec_of()
+    for stage in (1, 4, STEPS):
+        decoded = codec.decode(file.data, until=stage)
+        assert decoded.stage == stage and not decoded.lossless.any()
+        assert_sound(decoded, states)
+    for stage in (0, STEPS + 2):
+        with pytest.raises(ValueError, match=f"1 to {STEPS + 1}"):
+            codec.decode(file.data, until=stage)
+
+
+# ---- damage
+
+
+def test_a_cut_file_is_refused_unless_asked_for(file: Encoded) -> None:
+    for length in (0, 2, 12, 40, len(file.data) - 1):
+        with pytest.raises(DamagedError):
+            codec_of().decode(file.data[:length])
+
+
+def flips(size: int) -> st.SearchStrategy[list[tuple[int, int]]]:
+    one = st.tuples(st.integers(0, size - 1), st.integers(1, 255))
+    return st.lists(one, min_size=1, max_size=4, unique_by=lambda flip: flip[0])
+
+
+@settings(deadline=None, max_examples=150)
+@given(drawn=st.data(), cut=st.integers(0, 40))
+def test_flipped_bytes(drawn: st.DataObject, cut: int) -> None:
+    """An error, or with ``partial`` what is right as far as it says that it was checked."""
+    damaged = bytearray(encoded_once().data)
+    for at, mask in drawn.draw(flips(len(damaged))):
+        damaged[at] ^= mask
+    sent = bytes(damaged[: len(damaged) - cut])
+    with pytest.raises(ValueError):
+        codec_of().decode(sent)
+    try:
+        decoded = codec_of().decode(sent, partial=True)
+    except ValueError:
+        return
+    assert torch.equal(decoded.images[decoded.lossless], pictures()[decoded.lossless])
+    if decoded.stage != decoded.checked and decoded.checked:
+        decoded = codec_of().decode(sent, until=decoded.checked, partial=True)
+    if decoded.checked:
+        assert_sound(decoded, decoded_once())
+
+
+@settings(deadline=None, max_examples=150)
+@given(tail=st.binary(max_size=300), whole=st.booleans())
+@example(tail=b"", whole=True)
+@example(tail=b"\xff" * 200, whole=True)
+@example(tail=b"\xff" * 200, whole=False)
+def test_any_stream(tail: bytes, whole: bool) -> None:
+    """Bytes of anybody behind a header that is right, with and without a right checksum."""
+    file = encoded_once().data
+    header = file[: len(container.unpack(file)[0].pack())]
+    made = container.sealed(header, tail) if whole else header + tail
+    for partial in (False, True):
+        try:
+            decoded = codec_of().decode(made, partial=partial)
+        except ValueError:
+            continue
+        assert partial and decoded.images.shape == pictures().shape
+
+
+@settings(deadline=None, max_examples=300)
+@given(content=st.binary(max_size=80), magic=st.booleans())
+def test_any_header(content: bytes, magic: bool) -> None:
+    with pytest.raises(ValueError):
+        codec_of().decode(container.MAGIC * magic + content, partial=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": 1 << 15, "shape": (1, 4096, 4096)},
+        {"images": 0},
+        {"steps": 1 << 20},
+        {"target": 0.0},
+        {"seed": 1 << 64},
+    ],
+)
+def test_a_header_that_asks_for_much(file: Encoded, change: dict[str, Any]) -> None:
+    header = container.unpack(file.data)[0]
+    with pytest.raises(ValueError, match="expected"):
+        dataclasses.replace(header, **change)
+    # As bytes, past what the encoder's side refuses.
+    forged = object.__new__(container.Header)
+    for field in dataclasses.fields(header):
+        value = change.get(field.name, getattr(header, field.name))
+        object.__setattr__(forged, field.name, value)
+    with pytest.raises(DamagedError):
+        codec_of().decode(forged.pack() + b"\0" * 100, partial=True)
+
+
+def test_a_network_that_computes_otherwise(file: Encoded, states: list[Decoded]) -> None:
+    """Its states are near, its pixels never taken for the images."""
+    codec = codec_of(model=lambda x, t: data.network(x, t) * 1.0001)
+    with pytest.raises(DamagedError, match="computes otherwise"):
+        codec.decode(file.data)
+    decoded = codec.decode(file.data, partial=True)
+    assert decoded.stage == STEPS and not decoded.lossless.any()
+    torch.testing.assert_close(decoded.x_t, states[STEPS - 1].x_t, atol=1e-2, rtol=0)
+
+
+# ---- refusals
+
+
+def test_another_model_or_diffusion(file: Encoded) -> None:
+    other = dataclasses.replace(data.DIFFUSION, clip=1.0)
+    with pytest.raises(ValueError, match="another diffusion"):
+        codec_of(other).decode(file.data)
+    with pytest.raises(ValueError, match="another model"):
+        codec_of(model=torch.nn.Conv2d(3, 3, 1)).decode(file.data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cdf": "logistic"}, "erf or tanh"),
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"most": 1 << 22}, "candidates"),
+        ({"target": 17.0}, "half bits"),
+        ({"steps": 1001}, "steps"),
+        ({"steps": [3, 3]}, "different"),
+        ({"steps": [0, 1000]}, "0 to 999"),
+        ({"steps": []}, "at least one"),
+        ({"seed": -1}, "seed"),
+        ({"steps": [0, 999], "target": 1.0}, "give more steps"),
+    ],
+)
+def test_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode(codec_of(), pictures(1), **options)
+
+
+def test_no_images() -> None:
+    with pytest.raises(ValueError, match="images"):
+        encode(codec_of(), pictures(1)[:0])
+    with pytest.raises(ValueError, match="uint8"):
+        encode(codec_of(), pictures(1).float())
+
+
+def test_nan_is_named() -> None:
+    codec = codec_of(model=lambda x, t: x * math.nan)
+    with pytest.raises(FloatingPointError, match="timestep"):
+        encode(codec, pictures(1))
+
+
+def test_without_constriction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with pytest.raises(ImportError, match=r"fastddpm\[codec\]"):
+        codec_of()
+
+
+def test_progress(file: Encoded) -> None:
+    seen: list[tuple[int, int]] = []
+    encode(codec_of(), pictures(), progress=lambda *moment: seen.append(moment))
+    assert seen == [(i, COUNT * (STEPS + 1)) for i in range(1, COUNT * (STEPS + 1) + 1)]
+    seen.clear()
+    codec_of().decode(file.data, progress=lambda *moment: seen.append(moment))
+    assert seen[-1] == (COUNT * (STEPS + 1),) * 2
+
+
+def test_cubic() -> None:
+    assert cubic(1000, 1) == [0] and cubic(5, 5) == [0, 1, 2, 3, 4]
+    for steps in (2, 17, 40, 400, 1000):
+        chosen = cubic(1000, steps)
+        assert chosen[0] == 0 and chosen[-1] == 999 and (np.diff(chosen) > 0).all()
