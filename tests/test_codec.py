@@ -270,6 +270,17 @@ def test_any_stream(tail: bytes, whole: bool) -> None:
         assert partial and decoded.images.shape == pictures().shape
 
 
+def test_a_short_stream_cannot_ask_for_much(file: Encoded) -> None:
+    """A checksum that is right, a header of 2^26 numbers, and nothing behind it."""
+    header = dataclasses.replace(
+        container.unpack(file.data)[0], images=1 << 15, shape=(1, 1, 1 << 11), steps=1000
+    )
+    codec = codec_of()
+    for content in (b"", b"\x5a" * 50):
+        with pytest.raises(DamagedError, match="more than its bytes hold"):
+            codec.decode(container.sealed(header.pack(), content))
+
+
 @settings(deadline=None, max_examples=300)
 @given(content=st.binary(max_size=80), magic=st.booleans())
 def test_any_header(content: bytes, magic: bool) -> None:

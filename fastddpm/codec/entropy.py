@@ -19,6 +19,8 @@ from fastddpm.codec.damage import DamagedError, ExhaustedError
 CHECK_BITS = 16
 # More than any symbol looks ahead.
 _PADDING = 16
+# How far a code may be from the coder's own probabilities, which have 24 bits.
+_INEXACT = 1.01
 
 Probabilities = NDArray[np.float64]
 
@@ -87,15 +89,19 @@ class Reader:
         self._stream = range_coding()
         self._coders = [self._coder(content, end) for end in ((0,) if whole else (0, 255))]
         self._sum = 0
+        # Bits that symbols may still cost: so that a short stream cannot ask for long work.
+        self._left = 8 * len(content) * _INEXACT + 32 * _PADDING
 
     def get(self, probabilities: Probabilities) -> int:
         model = self._stream.model.Categorical(probabilities, perfect=False)
         symbol = int(self._agreed(model))
+        self._spend(-float(np.log2(probabilities[symbol])))
         self._sum = summed(self._sum, symbol)
         return symbol
 
     def get_uniform(self, size: int) -> int:
         symbol = int(self._agreed(self._stream.model.Uniform(size))) if size > 1 else 0
+        self._spend(float(np.log2(size)))
         self._sum = summed(self._sum, symbol)
         return symbol
 
@@ -122,6 +128,11 @@ class Reader:
         if not all(np.array_equal(first, other) for other in others):
             raise ExhaustedError("the stream ends")
         return first
+
+    def _spend(self, bits: float) -> None:
+        self._left -= bits
+        if self._left < 0:
+            raise DamagedError("the file says more than its bytes hold")
 
     def _coder(self, content: bytes, end: int) -> Any:
         count = _PADDING + -len(content) % 4
