@@ -139,8 +139,8 @@ def test_bytes_are_what_the_parts_say(file: Encoded) -> None:
     assert file.parts["pixels"] == pytest.approx(float(file.ideal[-1].sum()), rel=1e-3)
 
 
-def test_the_states_follow_the_bound_closely() -> None:
-    """x_1 of many images has the law q(x_1 | x_0), as if it were drawn at once."""
+def test_the_last_state_has_the_law_of_q() -> None:
+    """After all the steps: as if it were drawn from q(x_1 | x_0) at once."""
     images, count = pictures(12), 12
     encoded = encode(codec_of(), images)
     kept = data.DIFFUSION.schedule.timesteps[cubic(data.DIFFUSION.num_steps, STEPS)]

@@ -15,6 +15,7 @@ from fastddpm import atomic
 from fastddpm.cli import model as models
 from fastddpm.cli.progress import Bar
 from fastddpm.codec import Codec, Encoded
+from fastddpm.codec.codec import TARGET
 from fastddpm.engine import CpuOptions
 from fastddpm.sampler import load_png
 from fastddpm.sampler.model import sample_shape
@@ -59,7 +60,7 @@ def compress(
     model: models.Model = "mnist",
     num: Num = None,
     steps: Steps = None,
-    block_bits: BlockBits = 6.0,
+    block_bits: BlockBits = TARGET,
     seed: models.Seed = 0,
     engine: models.Engine = "auto",
     device: models.Device = None,
