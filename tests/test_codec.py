@@ -167,6 +167,14 @@ def test_the_built_in_model() -> None:
     decoded = Codec(unet, diffusion, "cpu", threads=2).decode(encoded.data)
     assert torch.equal(decoded.images, images)
     assert torch.equal(decoded.x_t, encoded.x_t)
+    # Another engine has other last bits: the same states to rounding, and no wrong pixels.
+    other = Codec(unet, diffusion, "reference")
+    near = other.decode(encoded.data, partial=True)
+    torch.testing.assert_close(near.x_t, encoded.x_t, atol=1e-4, rtol=0)
+    assert torch.equal(near.images[near.lossless], images[near.lossless])
+    if not near.lossless.all():
+        with pytest.raises(DamagedError, match="computes otherwise"):
+            other.decode(encoded.data)
     alone = Codec(unet, diffusion, "cpu", threads=1).encode(images[1:2], 14, target=3.0)
     # Image 0 of its own file: other candidates than as image 1 of another.
     assert torch.equal(Codec(unet, diffusion).decode(alone.data).images, images[1:2])
@@ -231,7 +239,8 @@ def flips(size: int) -> st.SearchStrategy[list[tuple[int, int]]]:
     return st.lists(one, min_size=1, max_size=4, unique_by=lambda flip: flip[0])
 
 
-@settings(deadline=None, max_examples=150)
+# Not another draw in every run: a check of 16 bits passes by chance, too.
+@settings(deadline=None, max_examples=150, derandomize=True)
 @given(drawn=st.data(), cut=st.integers(0, 40))
 def test_flipped_bytes(drawn: st.DataObject, cut: int) -> None:
     """An error, or with ``partial`` what is right as far as it says that it was checked."""
@@ -252,7 +261,8 @@ def test_flipped_bytes(drawn: st.DataObject, cut: int) -> None:
         assert_sound(decoded, decoded_once())
 
 
-@settings(deadline=None, max_examples=150)
+# Not another draw in every run: a check of 16 bits passes by chance, too.
+@settings(deadline=None, max_examples=150, derandomize=True)
 @given(tail=st.binary(max_size=300), whole=st.booleans())
 @example(tail=b"", whole=True)
 @example(tail=b"\xff" * 200, whole=True)
@@ -281,7 +291,7 @@ def test_a_short_stream_cannot_ask_for_much(file: Encoded) -> None:
             codec.decode(container.sealed(header.pack(), content))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=300, derandomize=True)
 @given(content=st.binary(max_size=80), magic=st.booleans())
 def test_any_header(content: bytes, magic: bool) -> None:
     with pytest.raises(ValueError):
