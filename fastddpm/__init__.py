@@ -11,7 +11,7 @@ from fastddpm._installation import require_installation
 require_installation()
 
 # The guard comes first: what follows needs the kernels.
-from fastddpm import evaluation, ops  # noqa: E402
+from fastddpm import codec, evaluation, ops  # noqa: E402
 from fastddpm.checkpoint import from_pretrained, save_pretrained  # noqa: E402
 from fastddpm.diffusion import GaussianDiffusion, Prediction  # noqa: E402
 from fastddpm.integrations import accelerate  # noqa: E402
@@ -30,6 +30,7 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "accelerate",
+    "codec",
     "evaluation",
     "from_pretrained",
     "ops",

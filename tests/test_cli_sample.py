@@ -30,7 +30,7 @@ from PIL import Image
 
 from fastddpm import atomic
 from fastddpm.checkpoint import from_pretrained
-from fastddpm.cli import model as models
+from fastddpm.checkpoint.digest import diffusion_digest
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.sampler import Sampler, load_png, to_uint8
 from fastddpm.schedule import NoiseSchedule
@@ -234,9 +234,9 @@ def test_another_process_is_another_setting(tmp_path: Path) -> None:
 )
 def test_every_setting_of_a_process_is_in_its_digest(change: dict[str, Any]) -> None:
     diffusion = GaussianDiffusion(NoiseSchedule.linear(3))
-    digest = models.diffusion_digest(diffusion)
-    assert digest == models.diffusion_digest(GaussianDiffusion(NoiseSchedule.linear(3)))
-    assert digest != models.diffusion_digest(dataclasses.replace(diffusion, **change))
+    digest = diffusion_digest(diffusion)
+    assert digest == diffusion_digest(GaussianDiffusion(NoiseSchedule.linear(3)))
+    assert digest != diffusion_digest(dataclasses.replace(diffusion, **change))
 
 
 @pytest.mark.parametrize(("dims", "types"), [(1, "DownBlock2D"), (3, "DownBlock2D")])

@@ -8,7 +8,9 @@ import typer
 
 from fastddpm.cli import (
     branches,
+    compress,
     convert,
+    decompress,
     doctor,
     evaluate,
     interpolate,
@@ -47,7 +49,12 @@ def _options(
     """Options of every command; ``debug`` is read by fastddpm.cli.errors.Commands."""
 
 
-for _command in (sample, progressive, interpolate, branches, train, evaluate, convert, doctor):
+_COMMANDS = (
+    *(sample, progressive, interpolate, branches),
+    *(compress, decompress, train, evaluate, convert, doctor),
+)
+
+for _command in _COMMANDS:
     _command.register(app)
 
 
