@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastddpm import engine as engines
 from fastddpm.checkpoint.digest import diffusion_digest, weights_digest
 from fastddpm.codec import container, receiver, sender
 from fastddpm.codec.channel import MOST as MOST_CANDIDATES
@@ -40,8 +39,8 @@ from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import CpuOptions
 from fastddpm.sampler import from_uint8, to_uint8
 from fastddpm.sampler.call import NetworkCall
-from fastddpm.sampler.model import Model, device_of, sample_shape, unwrapped
-from fastddpm.sampler.unet_network import unfit_for_programs
+from fastddpm.sampler.model import Model, sample_shape
+from fastddpm.sampler.place import Place
 
 STEPS, TARGET = 40, 6.0
 Progress = Callable[[int, int], None]
@@ -83,14 +82,12 @@ class Codec:
         memory: str = "small",
     ) -> None:
         range_coding()
-        place = device_of(model, device)
-        unfit = unfit_for_programs(unwrapped(model), dtype)
-        options = CpuOptions(threads, weights, memory)
-        selected = engines.select(engine, place, options, unfit=unfit)
+        cpu = CpuOptions(threads, weights, memory)
+        place = Place.of(model, diffusion, engine, device, dtype, cpu, tf32)
         self.model = model
         self.diffusion = diffusion
-        self._place = place
-        self._network = NetworkCall(model, selected, place, dtype, tf32=tf32)
+        self._device = place.device
+        self._network = NetworkCall(model, place)
 
     def encode(
         self,
@@ -146,7 +143,7 @@ class Codec:
             cdf=cdf,
         )
         process = self._process(header)
-        search = sender.Search(tolerance, most, self._place)
+        search = sender.Search(tolerance, most, self._device)
         return sender.send(process, header, images, x_0, search, progress or _silent)
 
     def decode(

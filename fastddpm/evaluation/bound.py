@@ -68,7 +68,7 @@ class Bound:
             raise ValueError(f"decoder is one of {', '.join(CDFS)}; got {decoder!r}")
         cpu = CpuOptions(threads, weights, memory)
         self._place = Place.of(model, diffusion, engine, device, dtype, cpu, tf32)
-        self._network = NetworkCall(model, self._place.engine, self._place.device, dtype, tf32=tf32)
+        self._network = NetworkCall(model, self._place)
         self._terms = Terms(diffusion, decoder)
         self._batch_size = positive("batch_size", AT_ONCE if batch_size is None else batch_size)
         self.model = model

@@ -13,6 +13,7 @@ from fastddpm import engine as engines
 from fastddpm.engine import CpuOptions, Fingerprint
 from fastddpm.sampler.call import NetworkCall
 from fastddpm.sampler.model import Model, device_of, dtype_of, unet_of
+from fastddpm.sampler.place import Place
 from fastddpm.sampler.unet_network import unfit_for_programs
 from fastddpm.unet import UNet
 from fastddpm.unet.copying import copy_into
@@ -151,7 +152,8 @@ class Accelerated(nn.Module):
         if place != self._place:
             unfit = unfit_for_programs(self._network[0], dtype)
             self._engine = engines.select(engine, place[0], self._options, unfit=unfit)
-            self._run = NetworkCall(self._network[0], self._engine, place[0], dtype, tf32=tf32)
+            where = Place(self._engine, place[0], dtype, tf32)
+            self._run = NetworkCall(self._network[0], where)
             # Last: a place that was refused is refused again.
             self._place = place
         return self._run

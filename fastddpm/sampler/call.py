@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastddpm.engine import Plan, Runner, RunnerCache, Selection
+from fastddpm.engine import Plan, Runner, RunnerCache
 from fastddpm.sampler.model import Model, evaluated, isolated
 from fastddpm.sampler.network import Network, network_of
+from fastddpm.sampler.place import Place
 from fastddpm.sampler.unet_network import PlainNetwork
 
 # Kinds of input kept prepared; each holds its buffers and, on a GPU, a graph.
@@ -79,26 +80,14 @@ class Prepared(NamedTuple):
 
 
 class NetworkCall:
-    """``model`` as a function of (x, t, labels), run by ``engine`` without gradients, one call at a
-    time: threads wait for each other.
+    """``model`` as a function of (x, t, labels), run at its place without gradients, one call at a
+    time: threads wait for each other."""
 
-    Arguments as ``fastddpm.Sampler``'s.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        engine: Selection,
-        device: torch.device,
-        dtype: torch.dtype | None,
-        *,
-        tf32: bool = False,
-    ) -> None:
-        self._engine = engine
-        self._device = device
-        self._tf32 = tf32
-        no_steps = torch.empty(0, dtype=torch.int64, device=device)
-        self._make = partial(network_of, model, device, dtype, no_steps, engine)
+    def __init__(self, model: Model, place: Place) -> None:
+        self._place = place
+        no_steps = torch.empty(0, dtype=torch.int64, device=place.device)
+        given = (model, place.device, place.dtype, no_steps, place.engine)
+        self._make = partial(network_of, *given)
         self._turn = threading.Lock()
         self._network: Network | None = None
         self._kept: RunnerCache[Prepared] = RunnerCache(KEPT)
@@ -110,7 +99,7 @@ class NetworkCall:
 
         reread: read the weights anew even if they seem unchanged (``Network.refresh``).
         """
-        with self._turn, isolated(self._device, tf32=self._tf32):
+        with self._turn, isolated(self._place.device, tf32=self._place.tf32):
             return self._called(self._refreshed(reread), x, t, labels, reread)
 
     def _called(
@@ -118,13 +107,14 @@ class NetworkCall:
     ) -> Tensor:
         # A program's state is float32; other networks convert what they get.
         dtype = torch.float32 if isinstance(network, PlainNetwork) else x.dtype
-        x_here, t = x.to(self._device, dtype).contiguous(), t.to(self._device)
-        labels = None if labels is None else labels.to(self._device)
+        device = self._place.device
+        x_here, t = x.to(device, dtype).contiguous(), t.to(device)
+        labels = None if labels is None else labels.to(device)
         if labels is not None and (labels.ndim == 0 or len(labels) != len(x)):
             raise ValueError(
                 f"expected a label for each of {len(x)} samples, got shape {list(labels.shape)}"
             )
-        size = self._engine.batch(len(x_here), x_here.shape[1:])
+        size = self._place.engine.batch(len(x_here), x_here.shape[1:])
         parts = [slice(k, k + size) for k in range(0, max(len(x_here), 1), size)]
         outputs = [
             self._run(
@@ -162,7 +152,7 @@ class NetworkCall:
         plain = isinstance(network, PlainNetwork)
         make: Any = PlainCallStep if plain else CallStep
         step = make(network, x, t, labels)
-        plan = Plan(tuple(x.shape), 1, self._device, x.dtype, network.fused)
-        runner = self._engine.prepare(step, plan)
+        plan = Plan(tuple(x.shape), 1, self._place.device, x.dtype, network.fused)
+        runner = self._place.engine.prepare(step, plan)
         network.settle()
         return Prepared(step, runner)

@@ -82,9 +82,7 @@ class Runs:
         return chain
 
     def network(self) -> NetworkCall:
-        place = self.place
-        given = (self.model, place.engine, place.device, place.dtype)
-        return NetworkCall(*given, tf32=place.tf32)
+        return NetworkCall(self.model, self.place)
 
     def call(
         self,
