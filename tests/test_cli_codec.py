@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cli_runs import CONFIG, STEPS, fails, save, small_unet, succeeds
+from cli_runs import CONFIG, STEPS, fails, run, save, small_unet, succeeds
 
+from fastddpm.codec import journal
 from fastddpm.sampler import load_png, save_png
 from fastddpm.schedule import NoiseSchedule
 
@@ -57,6 +59,43 @@ def test_an_archive_of_the_first_images(model: str, images: torch.Tensor, tmp_pa
     with np.load(tmp_path / "out.npz") as arrays:
         assert np.array_equal(arrays["samples"], images[:2].numpy())
         assert arrays["lossless"].all()
+
+
+def test_it_goes_on_where_it_stopped(
+    model: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [file.with_name(f"{j}.png") for j in range(3)]
+    out, kept = tmp_path / "new" / "out.ddp", tmp_path / "new" / "out.ddp.journal"
+    given = ("compress", *pictures, "--model", model, "--block-bits", 4, "--out", out)
+    own, searched = journal.choose, []
+
+    def choose(*arguments: Any) -> Any:
+        if len(searched) == last:
+            raise KeyboardInterrupt
+        searched.append(arguments)
+        return own(*arguments)
+
+    monkeypatch.setattr(journal, "choose", choose)
+    last = 0
+    result = run(*given)
+    assert result.exit_code == 130 and "nothing is kept" in result.stderr
+    assert not out.parent.exists()
+    last = 50
+    result = run(*given)
+    assert result.exit_code == 130 and f"50 blocks are found and kept in {kept}" in result.stderr
+    assert kept.exists() and not out.exists()
+    other = fails(*given, "--seed", 4)
+    assert "(seed)" in other and "--overwrite" in other
+    with kept.open("ab") as damaged:
+        damaged.write(b"half a record")
+    last = -1
+    result = run(*given)
+    assert result.exit_code == 0
+    assert "last 13 bytes" in result.stderr and "going on: 50 blocks" in result.stderr
+    assert out.read_bytes() == file.read_bytes()
+    assert not kept.exists()
+    # No search was done twice.
+    assert len({arguments[0] for arguments in searched}) == len(searched)
 
 
 def test_beginnings(model: str, images: torch.Tensor, file: Path, tmp_path: Path) -> None:

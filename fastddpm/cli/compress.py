@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 import typer
@@ -14,7 +15,7 @@ from torch import Tensor
 from fastddpm import atomic
 from fastddpm.cli import model as models
 from fastddpm.cli.progress import Bar
-from fastddpm.codec import Codec, Encoded
+from fastddpm.codec import Codec, Encoded, Journal
 from fastddpm.codec.codec import TARGET
 from fastddpm.engine import CpuOptions
 from fastddpm.sampler import load_png
@@ -44,7 +45,10 @@ BlockBits: TypeAlias = Annotated[
     ),
 ]
 Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
-Overwrite: TypeAlias = Annotated[bool, typer.Option(help="Replace OUT.")]
+Overwrite: TypeAlias = Annotated[
+    bool,
+    typer.Option(help="Replace OUT, and what a stopped run of other settings has kept beside it."),
+]
 
 # Of a bar.
 PARTS = 1000
@@ -75,23 +79,44 @@ def compress(
     decodes to the model's estimate of all images, `fastddpm decompress --partial`.
 
     Decode with the same model, engine and dtype on the same kind of machine: the pixels need the
-    network's very numbers. OUT is written when all is done; to lose less when stopped, write
-    fewer images a file.
+    network's very numbers. OUT is written when all is done. What has been found is kept in
+    OUT.journal until then: after Ctrl-C or a crash the same command goes on where it stopped, and
+    writes the same bytes.
     """
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists: choose another --out, or --overwrite")
     cpu = CpuOptions(threads, weights, memory)
     codec, unet = load_codec(model, engine, device, dtype, cpu)
     pixels = _read(images, unet)[:num]
-    try:
-        with Bar("compressing", PARTS, unit="images", scale=len(pixels) / PARTS) as bar:
-            encoded = codec.encode(pixels, steps, seed, target=block_bits, progress=follow(bar))
-    except KeyboardInterrupt:
-        typer.echo("nothing was written", err=True)
-        raise
+    settings = {
+        **models.identity(model, unet, codec.diffusion, dtype, weights),
+        **{"images_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()},
+        **{"num": len(pixels), "steps": steps, "block_bits": block_bits, "seed": seed},
+    }
+    place = out.with_name(f"{out.name}.journal")
+    with Journal(place, settings, overwrite=overwrite) as journal:
+        encoded = _encoded(codec, pixels, journal, steps=steps, seed=seed, target=block_bits)
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(out, encoded.data)
+    journal.remove()
     typer.echo(f"{len(pixels)} images in {out}: {_described(encoded, pixels)}")
+
+
+def _encoded(codec: Codec, pixels: Tensor, journal: Journal, **options: Any) -> Encoded:
+    """The file of the images; tells what an earlier run has kept, and what this one keeps."""
+    if journal.left_out:
+        what = f"the last {journal.left_out} bytes of {journal.path}"
+        typer.echo(f"{what} begin with damage: they are left out", err=True)
+    if len(journal):
+        typer.echo(f"going on: {len(journal)} blocks are found already", err=True)
+    try:
+        with Bar("compressing", PARTS, unit="images", scale=len(pixels) / PARTS) as bar:
+            return codec.encode(pixels, progress=follow(bar), journal=journal, **options)
+    except KeyboardInterrupt:
+        kept = f"{len(journal)} blocks are found and kept in {journal.path}"
+        line = f"{kept}; the same command goes on from there" if len(journal) else "nothing is kept"
+        typer.echo(line, err=True)
+        raise
 
 
 def load_codec(

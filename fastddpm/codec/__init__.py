@@ -11,5 +11,6 @@ It needs the range coder of the package constriction: ``pip install 'fastddpm[co
 
 from fastddpm.codec.codec import Codec, Decoded, Encoded
 from fastddpm.codec.damage import DamagedError
+from fastddpm.codec.journal import Journal
 
-__all__ = ["Codec", "DamagedError", "Decoded", "Encoded"]
+__all__ = ["Codec", "DamagedError", "Decoded", "Encoded", "Journal"]

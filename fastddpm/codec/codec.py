@@ -33,6 +33,7 @@ from fastddpm.codec.channel import MOST as MOST_CANDIDATES
 from fastddpm.codec.container import DIGEST_BYTES, Header
 from fastddpm.codec.damage import DamagedError, ExhaustedError
 from fastddpm.codec.entropy import Reader, range_coding
+from fastddpm.codec.journal import Journal
 from fastddpm.codec.process import Process, cubic
 from fastddpm.codec.sender import Encoded as Encoded
 from fastddpm.diffusion import GaussianDiffusion
@@ -100,6 +101,7 @@ class Codec:
         tolerance: float = sender.TOLERANCE,
         most: int = sender.MOST,
         progress: Progress | None = None,
+        journal: Journal | None = None,
     ) -> Encoded:
         """The file of some images.
 
@@ -114,6 +116,7 @@ class Codec:
             tolerance: how far the law of a block may be from q's in total variation.
             most: candidates of a block to look at, where the tolerance is not met before.
             progress: called with (image-steps done, in all).
+            journal: where to keep what has been found, so that the same call goes on if stopped.
 
         Raises:
             ValueError: arguments that do not fit, or a chain whose steps are too large.
@@ -143,7 +146,7 @@ class Codec:
             cdf=cdf,
         )
         process = self._process(header)
-        search = sender.Search(tolerance, most, self._device)
+        search = sender.Search(tolerance, most, self._device, journal)
         return sender.send(process, header, images, x_0, search, progress or _silent)
 
     def decode(

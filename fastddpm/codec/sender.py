@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fastddpm.codec import channel
 from fastddpm.codec.blocks import blocks, ends_with_check, put_index, put_level, top_level
-from fastddpm.codec.channel import choose, divergence
+from fastddpm.codec.channel import Choice, Place, divergence
 from fastddpm.codec.container import Header, sealed
 from fastddpm.codec.entropy import Writer
+from fastddpm.codec.journal import Journal
 from fastddpm.codec.levels import Levels, level_of
 from fastddpm.codec.process import Law, Process, pixel_bits, pixel_laws
 from fastddpm.codec.rotation import Rotation
@@ -25,11 +26,16 @@ TOLERANCE, MOST = 0.01, 1 << 18
 
 
 class Search(NamedTuple):
-    """How hard to search; see ``channel.choose``."""
+    """How hard to search; see ``channel.choose``. journal: what need not be searched again."""
 
     tolerance: float
     most: int
     device: torch.device
+    journal: Journal | None = None
+
+    def choose(self, place: Place, shift: Tensor, ratio: Tensor) -> Choice:
+        choose = channel.choose if self.journal is None else self.journal.choose
+        return choose(place, shift, ratio, self.tolerance, self.most, self.device)
 
 
 class SentBlock(NamedTuple):
@@ -94,8 +100,8 @@ class Sender:
             z[part] = self._block(place, shift[part], ratio[part], level)
         return p.mean + p.sigma * self._rotation.undo(z)
 
-    def _block(self, place: channel.Place, shift: Tensor, ratio: Tensor, level: int) -> Tensor:
-        index, missed = choose(place, shift, ratio, *self._search)
+    def _block(self, place: Place, shift: Tensor, ratio: Tensor, level: int) -> Tensor:
+        index, missed = self._search.choose(place, shift, ratio)
         before = self.writer.bits["blocks"]
         put_index(self.writer, index, level, self._header.target)
         code = self.writer.bits["blocks"] - before
