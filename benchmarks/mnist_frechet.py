@@ -84,8 +84,9 @@ def main() -> None:
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else {}
 
     def keep(name: str, images: Tensor) -> None:
-        rows[name] = distances(images, of_data)
-        write(RESULT, {"data": len(test), "rows": rows, **described()})
+        origin = described()
+        rows[name] = distances(images, of_data) | {"commit": origin["commit"]}
+        write(RESULT, {"data": len(test), "rows": rows, **origin})
         print(name, rows[name], flush=True)
 
     if arguments.only is None:
