@@ -6,7 +6,7 @@
     codec.decode(data).images                     # the same images
     codec.decode(data[:900], partial=True)        # what 900 bytes tell of them
 
-It needs the range coder of the package constriction: ``pip install 'fastddpm[codec]'``.
+It needs the range coder of the package constriction (the extra ``codec``).
 """
 
 from fastddpm.codec.codec import Codec, Decoded, Encoded

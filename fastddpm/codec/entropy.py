@@ -31,7 +31,7 @@ def range_coding() -> Any:
         import constriction
     except ImportError as error:
         raise ImportError(
-            "the codec needs the package constriction: pip install 'fastddpm[codec]'"
+            "the codec needs the package constriction: pip install constriction"
         ) from error
     return constriction.stream
 

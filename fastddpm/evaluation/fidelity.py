@@ -1,7 +1,7 @@
 """FID, Inception score and KID as papers report them: by torch-fidelity, with Inception's weights.
 
 torch-fidelity (Obukhov et al. 2020) is the port of the original TensorFlow network whose figures
-agree with it. It is an optional dependency, ``pip install 'fastddpm[fidelity]'``, which needs
+agree with it. It is an optional dependency, ``pip install torch-fidelity``, the extra ``fidelity``, which needs
 torchvision, and its weights are a file of their own. It takes bytes, so FID of floats (Ho et al.)
 is not in it.
 """
@@ -94,7 +94,7 @@ def _imported() -> ModuleType:
     except (ImportError, RuntimeError, OSError) as error:
         raise ImportError(
             "Inception's figures need torch-fidelity and a torchvision that goes with torch "
-            f"{torch.__version__}: pip install 'fastddpm[fidelity]'; here: {error}"
+            f"{torch.__version__}: pip install torch-fidelity torchvision; here: {error}"
         ) from error
     module: ModuleType = torch_fidelity
     return module

@@ -87,10 +87,29 @@ def save_png(path: Path, image: Tensor) -> None:
 def load_png(path: Path, channels: int) -> Tensor:
     """Read a picture as uint8 [H, W, C] with the given number of channels (1: grey, 3: RGB).
 
-    Raises ValueError for another number of channels, OSError when the file is no readable picture.
+    Raises ValueError for another number of channels, and for a picture that these cannot hold:
+    colours in a grey one, transparency, more than 8 bits. OSError when the file is no readable
+    picture.
     """
     if channels not in PNG_CHANNELS:
         raise ValueError(f"a picture is read with 1 or 3 channels, got {channels}")
     with Image.open(path) as picture:
+        lost = _lost(picture, channels)
+        if lost is not None:
+            raise ValueError(
+                f"{path} has {lost}, which the model's images have not: convert it first"
+            )
         pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels).copy())
+
+
+def _lost(picture: Image.Image, channels: int) -> str | None:
+    """What the picture would lose as bytes of so many channels, in words."""
+    if picture.mode.startswith(("I", "F")):
+        return "more than 8 bits a pixel"
+    levels = np.asarray(picture.convert("RGBA")).astype(np.int16)
+    if (levels[..., 3] != 255).any():
+        return "transparent pixels"
+    if channels == 1 and np.ptp(levels[..., :3], axis=-1).any():
+        return "colours"
+    return None
