@@ -1,9 +1,8 @@
 """FID, Inception score and KID as papers report them: by torch-fidelity, with Inception's weights.
 
 torch-fidelity (Obukhov et al. 2020) is the port of the original TensorFlow network whose figures
-agree with it. It is an optional dependency, ``pip install torch-fidelity``, the extra ``fidelity``, which needs
-torchvision, and its weights are a file of their own. It takes bytes, so FID of floats (Ho et al.)
-is not in it.
+agree with it. It is an optional dependency (the extra ``fidelity``) that needs torchvision, and its
+weights are a file of their own. It takes bytes, so FID of floats (Ho et al.) is not in it.
 """
 
 from __future__ import annotations
