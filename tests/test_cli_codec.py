@@ -10,6 +10,7 @@ import pytest
 import torch
 from cli_runs import CONFIG, STEPS, fails, run, save, small_unet, succeeds
 
+from fastddpm.cli import decompress
 from fastddpm.codec import journal
 from fastddpm.sampler import load_png, save_png
 from fastddpm.schedule import NoiseSchedule
@@ -117,6 +118,27 @@ def test_beginnings(model: str, images: torch.Tensor, file: Path, tmp_path: Path
         *("decompress", file, "--model", model, "--until", 3, "--out", tmp_path / "three")
     )
     assert f"stage 3 of {STEPS + 1}" in said
+
+
+def test_pictures_of_others_are_not_replaced_or_mixed(
+    model: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("decompress", file, "--model", model, "--out", tmp_path)
+    (tmp_path / "notes.png").touch()
+    (tmp_path / "000002.png").write_bytes(b"mine")
+    with monkeypatch.context() as patch:
+        # Refused before any work.
+        patch.setattr(decompress, "load_codec", None)
+        assert "000002.png exists" in fails(*given)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000002.png", "notes.png"]
+    assert (tmp_path / "000002.png").read_bytes() == b"mine"
+    # Of a longer run: even replaced ones would lie beside it.
+    (tmp_path / "000003.png").touch()
+    assert "000003.png" in fails(*given, "--overwrite")
+    assert (tmp_path / "000002.png").read_bytes() == b"mine"
+    (tmp_path / "000003.png").unlink()
+    succeeds(*given, "--overwrite")
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_errors(model: str, file: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ beginning."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -13,7 +14,7 @@ from fastddpm import atomic
 from fastddpm.cli import model as models
 from fastddpm.cli.compress import PARTS, follow, load_codec
 from fastddpm.cli.progress import Bar
-from fastddpm.codec import Decoded
+from fastddpm.codec import Decoded, container
 from fastddpm.engine import CpuOptions
 from fastddpm.sampler import save_png
 
@@ -33,6 +34,9 @@ Out: TypeAlias = Annotated[
     Path, typer.Option("--out", "-o", help="Folder of PNG files, or an .npz to write.")
 ]
 Overwrite: TypeAlias = Annotated[bool, typer.Option(help="Replace files in the places of ours.")]
+
+# As ``_name`` names them.
+_NUMBERED = re.compile(r"[0-9]{6}\.png")
 
 
 def register(app: typer.Typer) -> None:
@@ -62,11 +66,10 @@ def decompress(
     "lossless", bool [N].
     """
     data = file.read_bytes()
-    first = out if out.suffix == ".npz" else out / _name(0)
-    if first.exists() and not overwrite:
-        raise ValueError(f"{first} exists: choose another --out, or --overwrite")
     if bytes_ is not None and bytes_ < len(data):
         data, partial = data[:bytes_], True
+    header, _, _ = container.unpack(data)
+    _refuse_mixing(out, header.images, overwrite)
     cpu = CpuOptions(threads, weights, memory)
     codec, _ = load_codec(model, engine, device, dtype, cpu)
     with Bar("decompressing", PARTS, unit="‰") as bar:
@@ -78,6 +81,21 @@ def decompress(
         what += f" (checked to stage {decoded.checked}, after that as the bytes say)"
     stage = f"stage {decoded.stage} of {decoded.stages}"
     typer.echo(f"{count} images in {out}: {len(data)} bytes, {stage}, {what}")
+
+
+def _refuse_mixing(out: Path, count: int, overwrite: bool) -> None:
+    """ValueError where our files would replace others, or lie among those of a longer run."""
+    ours = [out] if out.suffix == ".npz" else [out / _name(j) for j in range(count)]
+    replaced = [path for path in ours if path.exists()]
+    if replaced and not overwrite:
+        raise ValueError(f"{replaced[0]} exists: choose another --out, or --overwrite")
+    pictures = [] if out.suffix == ".npz" else sorted(out.glob("*.png"))
+    longer = [p for p in pictures if _NUMBERED.fullmatch(p.name) and int(p.stem) >= count]
+    if longer:
+        raise ValueError(
+            f"{out} holds {longer[0].name}, of more images than the {count} of this file: choose "
+            "another --out, or remove it"
+        )
 
 
 def _name(j: int) -> str:
