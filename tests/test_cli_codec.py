@@ -62,6 +62,16 @@ def test_an_archive_of_the_first_images(model: str, images: torch.Tensor, tmp_pa
         assert arrays["lossless"].all()
 
 
+def test_what_our_commands_write_is_read(model: str, file: Path, tmp_path: Path) -> None:
+    given = ("--model", model, "--block-bits", 4)
+    succeeds("decompress", file, "--model", model, "--out", tmp_path / "x.npz")
+    succeeds("compress", tmp_path / "x.npz", *given, "--out", tmp_path / "x.ddp")
+    assert (tmp_path / "x.ddp").read_bytes() == file.read_bytes()
+    np.savez(tmp_path / "floats.npz", samples=np.zeros((1, 8, 8, 1), np.float32))
+    said = fails("compress", tmp_path / "floats.npz", *given, "--out", tmp_path / "y.ddp")
+    assert "floats" in said and "bytes" in said
+
+
 def test_it_goes_on_where_it_stopped(
     model: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from fastddpm.cli.progress import Bar
 from fastddpm.codec import Codec, Encoded, Journal
 from fastddpm.codec.codec import TARGET
 from fastddpm.engine import CpuOptions
+from fastddpm.evaluation import ImageFile
 from fastddpm.sampler import load_png
 from fastddpm.sampler.model import sample_shape
 from fastddpm.train.data import IMAGE_SUFFIXES, load_images
@@ -165,7 +166,12 @@ def _read(paths: list[Path], unet: UNet) -> Tensor:
 
 def _held(path: Path) -> Tensor:
     """The images of an archive, an IDX file or a folder, uint8 [N, H, W, C]."""
-    return load_images(path).images.movedim(1, -1)
+    if path.suffix != ".npz":
+        return load_images(path).images.movedim(1, -1)
+    archive = ImageFile(path)
+    if not archive.holds_bytes:
+        raise ValueError(f"{path} holds floats: the codec takes bytes, uint8 [N, H, W, C]")
+    return archive.as_bytes().movedim(1, -1)
 
 
 def _described(encoded: Encoded, pixels: Tensor) -> str:
