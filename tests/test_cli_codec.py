@@ -11,7 +11,7 @@ import torch
 from cli_runs import CONFIG, STEPS, fails, run, save, small_unet, succeeds
 
 from fastddpm.cli import decompress
-from fastddpm.codec import journal
+from fastddpm.codec import Codec, journal
 from fastddpm.sampler import load_png, save_png
 from fastddpm.schedule import NoiseSchedule
 
@@ -72,6 +72,21 @@ def test_what_our_commands_write_is_read(model: str, file: Path, tmp_path: Path)
     assert "floats" in said and "bytes" in said
 
 
+def test_out_that_cannot_be_written_is_told_before_work(
+    model: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Codec, "encode", None)
+    monkeypatch.setattr(Codec, "decode", None)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "file" / "out", tmp_path / "folder"):
+        fails("compress", file.with_name("0.png"), "--model", model, "--out", out, "--overwrite")
+    for out in (tmp_path / "file", tmp_path / "file" / "out.npz"):
+        fails("decompress", file, "--model", model, "--out", out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+    assert not any((tmp_path / "folder").iterdir())
+
+
 def test_it_goes_on_where_it_stopped(
     model: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +105,7 @@ def test_it_goes_on_where_it_stopped(
     last = 0
     result = run(*given)
     assert result.exit_code == 130 and "nothing is kept" in result.stderr
-    assert not out.parent.exists()
+    assert not any(out.parent.iterdir())
     last = 50
     result = run(*given)
     assert result.exit_code == 130 and f"50 blocks are found and kept in {kept}" in result.stderr

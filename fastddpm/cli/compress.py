@@ -94,10 +94,10 @@ def compress(
         **{"images_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()},
         **{"num": len(pixels), "steps": steps, "block_bits": block_bits, "seed": seed},
     }
+    atomic.prepare(out)
     place = out.with_name(f"{out.name}.journal")
     with Journal(place, settings, overwrite=overwrite) as journal:
         encoded = _encoded(codec, pixels, journal, steps=steps, seed=seed, target=block_bits)
-    out.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(out, encoded.data)
     journal.remove()
     typer.echo(f"{len(pixels)} images in {out}: {_described(encoded, pixels)}")

@@ -72,6 +72,7 @@ def decompress(
     _refuse_mixing(out, header.images, overwrite)
     cpu = CpuOptions(threads, weights, memory)
     codec, _ = load_codec(model, engine, device, dtype, cpu)
+    atomic.prepare(out if out.suffix == ".npz" else out / _name(0))
     with Bar("decompressing", PARTS, unit="‰") as bar:
         decoded = codec.decode(data, until, partial=partial, progress=follow(bar))
     _write(out, decoded)
@@ -105,11 +106,9 @@ def _name(j: int) -> str:
 
 def _write(out: Path, decoded: Decoded) -> None:
     if out.suffix == ".npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(out) as partial, partial.open("wb") as opened:
             held = {"samples": decoded.images.numpy(), "lossless": decoded.lossless.numpy()}
             np.savez(opened, allow_pickle=False, **held)
         return
-    out.mkdir(parents=True, exist_ok=True)
     for j, image in enumerate(decoded.images):
         save_png(out / _name(j), image)
