@@ -51,12 +51,12 @@ def with_variance(x: Tensor, t: Tensor) -> Tensor:
 # ---- the whole file
 
 
-@pytest.mark.parametrize("cdf", ["erf", "tanh"])
+@pytest.mark.parametrize("decoder", ["erf", "tanh"])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
-def test_all_images_come_back(variance: str, cdf: str) -> None:
+def test_all_images_come_back(variance: str, decoder: str) -> None:
     diffusion = dataclasses.replace(data.DIFFUSION, variance=variance)
     codec = codec_of(diffusion, with_variance if "learned" in variance else None)
-    encoded = encode(codec, pictures(), cdf=cdf)
+    encoded = encode(codec, pictures(), decoder=decoder)
     decoded = codec.decode(encoded.data)
     assert torch.equal(decoded.images, pictures()) and bool(decoded.lossless.all())
     assert decoded.stage == decoded.stages == STEPS + 1
@@ -212,7 +212,7 @@ def test_another_model_or_diffusion(file: Encoded) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cdf": "logistic"}, "erf or tanh"),
+        ({"decoder": "logistic"}, "erf or tanh"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"most": 1 << 22}, "candidates"),
         ({"target": 17.0}, "half bits"),

@@ -97,7 +97,7 @@ class Codec:
         seed: int = 0,
         *,
         target: float = TARGET,
-        cdf: str = "erf",
+        decoder: str = "erf",
         tolerance: float = sender.TOLERANCE,
         most: int = sender.MOST,
         progress: Progress | None = None,
@@ -112,7 +112,7 @@ class Codec:
             seed: of the shared randomness and the sender's own.
             target: bits of a block, 1 to 16 in halves: each more saves bytes and doubles the
                 sender's work, or more.
-            cdf: of the pixels, "erf" or "tanh" (``gaussian``).
+            decoder: of the pixels, "erf" or "tanh" (``gaussian``).
             tolerance: how far the law of a block may be from q's in total variation.
             most: candidates of a block to look at, where the tolerance is not met before.
             progress: called with (image-steps done, in all).
@@ -122,8 +122,8 @@ class Codec:
             ValueError: arguments that do not fit, or a chain whose steps are too large.
             FloatingPointError: NaN or Inf from the network.
         """
-        if cdf not in ("erf", "tanh"):
-            raise ValueError(f"cdf is erf or tanh, got {cdf!r}")
+        if decoder not in ("erf", "tanh"):
+            raise ValueError(f"decoder is erf or tanh, got {decoder!r}")
         if not 0 < tolerance < 1 or not 1 <= most <= MOST_CANDIDATES:
             raise ValueError(
                 f"expected a tolerance between 0 and 1 and 1 to {MOST_CANDIDATES} candidates, "
@@ -143,7 +143,7 @@ class Codec:
             steps=steps if isinstance(steps, int) else len(listed or ()),
             timesteps=listed,
             target=round(2 * target) / 2,
-            cdf=cdf,
+            decoder=decoder,
         )
         process = self._process(header)
         search = sender.Search(tolerance, most, self._device, journal)

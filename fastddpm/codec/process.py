@@ -90,21 +90,23 @@ def _law(mean: Tensor, log_variance: Tensor) -> Law:
     return Law(mean.flatten(), (0.5 * log_variance.contiguous()).exp().flatten())
 
 
-def pixel_laws(prediction: Prediction, cdf: str) -> list[NDArray[np.float64]]:
+def pixel_laws(prediction: Prediction, decoder: str) -> list[NDArray[np.float64]]:
     """p(x_0 | x_1) of every number of an image: float64 [rows, 256] for its rows in turn."""
     levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     mean = prediction.mean.flatten().double()
     log_scale = 0.5 * prediction.log_variance.flatten().double()
     return [
-        discretized_gaussian_log_likelihood(levels[None], m[:, None], s[:, None], cdf).exp().numpy()
+        discretized_gaussian_log_likelihood(levels[None], m[:, None], s[:, None], decoder)
+        .exp()
+        .numpy()
         for m, s in zip(torch.split(mean, _ROWS), torch.split(log_scale, _ROWS), strict=True)
     ]
 
 
-def pixel_bits(prediction: Prediction, x_0: Tensor, cdf: str) -> float:
+def pixel_bits(prediction: Prediction, x_0: Tensor, decoder: str) -> float:
     """-log2 p(x_0 | x_1) of an image, x_0 in [-1, 1]."""
     mean, log_scale = prediction.mean.double(), 0.5 * prediction.log_variance.double()
-    nats = discretized_gaussian_log_likelihood(x_0.double(), mean, log_scale, cdf).sum()
+    nats = discretized_gaussian_log_likelihood(x_0.double(), mean, log_scale, decoder).sum()
     return -float(nats) / math.log(2)
 
 

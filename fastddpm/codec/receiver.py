@@ -105,7 +105,7 @@ def receive(
     pixels: list[NDArray[np.uint8]] = []
     for j in range(count if end > steps else 0):
         try:
-            pixels = [*pixels, receiver.pixels(pixel_laws(predictions[j], header.cdf))]
+            pixels = [*pixels, receiver.pixels(pixel_laws(predictions[j], header.decoder))]
         except ExhaustedError:
             raise
         except DamagedError as error:

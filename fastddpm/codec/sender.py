@@ -147,8 +147,8 @@ def send(
     assert x is not None
     values = images.movedim(-1, 1).flatten(1)
     for j, prediction in enumerate(process.predictions(x, 0)):
-        sender.pixels(values[j], pixel_laws(prediction, header.cdf))
-        sender.ideal[-1, j] = pixel_bits(prediction, x_0[j : j + 1], header.cdf)
+        sender.pixels(values[j], pixel_laws(prediction, header.decoder))
+        sender.ideal[-1, j] = pixel_bits(prediction, x_0[j : j + 1], header.decoder)
         progress(steps * count + j + 1, total)
     return _encoded(header, sender, x)
 
