@@ -11,6 +11,7 @@ import gaussian_data as data
 import numpy as np
 import pytest
 import torch
+from cli_runs import small_unet
 from codec_files import (
     COUNT,
     STEPS,
@@ -215,7 +216,15 @@ def test_another_model_or_diffusion(file: Encoded) -> None:
         ({"decoder": "logistic"}, "erf or tanh"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"most": 1 << 22}, "candidates"),
-        ({"target": 17.0}, "half bits"),
+        ({"target": 16.5}, "1 to 16 bits, in halves"),
+        ({"target": 0.5}, "1 to 16 bits, in halves"),
+        ({"target": 5.75}, "1 to 16 bits, in halves"),
+        ({"target": math.nan}, "1 to 16 bits, in halves"),
+        ({"most": 9.5}, "integer"),
+        ({"seed": 1.5}, "integer"),
+        ({"steps": 3.7}, "integer"),
+        ({"steps": [0.2, 3.7, 10]}, "integer, got 0.2"),
+        ({"steps": "ddim20"}, "ddim20"),
         ({"steps": 1001}, "steps"),
         ({"steps": [3, 3]}, "different"),
         ({"steps": [0, 1000]}, "0 to 999"),
@@ -227,6 +236,32 @@ def test_another_model_or_diffusion(file: Encoded) -> None:
 def test_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode(codec_of(), pictures(1), **options)
+
+
+def test_integers_of_numpy() -> None:
+    assert encode(codec_of(), pictures(), steps=np.int64(STEPS)).data == encoded_once().data
+    kept = np.array(cubic(1000, STEPS))
+    listed = encode(codec_of(), pictures(), steps=kept)
+    assert torch.equal(listed.x_t, encoded_once().x_t)
+
+
+def test_what_is_no_picture_and_no_file(file: Encoded) -> None:
+    with pytest.raises(ValueError, match=r"numpy\.ndarray"):
+        encode(codec_of(), pictures(1).numpy())  # type: ignore[arg-type]
+    path: Any = "images.ddp"
+    for read in (codec_of().decode, codec_of().stages):
+        with pytest.raises(ValueError, match=r"bytes, got builtins\.str"):
+            read(path)
+    for until in (2.5, "3"):
+        with pytest.raises(ValueError, match="until as an integer"):
+            codec_of().decode(file.data, until=until)  # type: ignore[arg-type]
+    decoded = codec_of().decode(bytearray(file.data), until=np.int64(2))  # type: ignore[arg-type]
+    assert decoded.stage == 2
+
+
+def test_a_conditional_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="unconditional"):
+        Codec(small_unet(num_class_embeds=3), data.DIFFUSION)
 
 
 def test_no_images() -> None:
