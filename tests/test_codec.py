@@ -28,7 +28,7 @@ from torch import Tensor
 
 import fastddpm
 from fastddpm.codec import Codec, DamagedError, Decoded, Encoded
-from fastddpm.codec.process import cubic
+from fastddpm.codec.process import BATCH, cubic
 from fastddpm.codec.sender import Sender
 from fastddpm.sampler import from_uint8, to_uint8
 
@@ -132,6 +132,23 @@ def test_the_last_state_has_the_law_of_q() -> None:
     )
     z = ((encoded.x_t - mean) / variance.sqrt()).flatten().numpy()
     assert stats.kstest(z, "norm").pvalue > 1e-3
+
+
+def test_the_network_takes_few_images_at_once() -> None:
+    """In the same batches on both sides, whose results may depend on them."""
+    sizes: list[int] = []
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return data.network(x, t)
+
+    images = pictures(2 * BATCH + 5)
+    codec = codec_of(model=network)
+    encoded = encode(codec, images, steps=[100, 400], target=4.0)
+    assert sizes == [BATCH, BATCH, 5] * 2
+    sizes.clear()
+    assert torch.equal(codec.decode(encoded.data).images, images)
+    assert sizes == [BATCH, BATCH, 5] * 2
 
 
 def test_seeds_differ() -> None:

@@ -20,7 +20,7 @@ def whole(what: str, value: Any) -> int:
         raise ValueError(f"expected {what} as an integer, got {value!r}") from None
 
 
-def chain(steps: int | Sequence[int], T: int) -> tuple[int, tuple[int, ...] | None]:
+def chain(steps: Any, T: int) -> tuple[int, tuple[int, ...] | None]:
     """How many steps, and which, ascending, if they are listed."""
     if isinstance(steps, str):
         raise ValueError(f"expected a number of steps or a list of timesteps, got {steps!r}")
