@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,17 @@ def file(model: str, images: torch.Tensor, tmp_path_factory: pytest.TempPathFact
     said = succeeds("compress", *pictures, "--model", model, "--block-bits", 4, "--out", out)
     assert f"{out.stat().st_size} bytes" in said and "bits per dimension" in said
     return out
+
+
+def test_its_results_as_json(file: Path) -> None:
+    told = json.loads(file.with_name("images.ddp.json").read_text())
+    assert told["bytes"] == file.stat().st_size
+    assert sum(told["bits"].values()) == pytest.approx(8 * told["bytes"])
+    assert {"blocks", "levels", "pixels", "checks", "container"} == set(told["bits"])
+    numbers = 3 * 8 * 8
+    assert told["bits_per_dimension"] == pytest.approx(8 * told["bytes"] / numbers)
+    assert told["ideal_bits_per_dimension"] == pytest.approx(told["ideal_bits"] / numbers)
+    assert told["settings"]["num"] == 3 and told["settings"]["block_bits"] == 4
 
 
 def test_pictures_come_back(model: str, images: torch.Tensor, file: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -82,10 +83,12 @@ def compress(
     Decode with the same model, engine and dtype on the same kind of machine: the pixels need the
     network's very numbers. OUT is written when all is done. What has been found is kept in
     OUT.journal until then: after Ctrl-C or a crash the same command goes on where it stopped, and
-    writes the same bytes.
+    writes the same bytes. OUT.json tells bytes, bits by part, the ideal bits and the settings.
     """
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists: choose another --out, or --overwrite")
+    told = out.with_name(f"{out.name}.json")
+    for path in (out, told):
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} exists: choose another --out, or --overwrite")
     cpu = CpuOptions(threads, weights, memory)
     codec, unet = load_codec(model, engine, device, dtype, cpu)
     pixels = _read(images, unet)[:num]
@@ -94,10 +97,13 @@ def compress(
         **{"images_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()},
         **{"num": len(pixels), "steps": steps, "block_bits": block_bits, "seed": seed},
     }
+    atomic.prepare(told)
     atomic.prepare(out)
     place = out.with_name(f"{out.name}.journal")
     with Journal(place, settings, overwrite=overwrite) as journal:
         encoded = _encoded(codec, pixels, journal, steps=steps, seed=seed, target=block_bits)
+    result = {**_figures(encoded, pixels), "settings": settings}
+    atomic.write(told, json.dumps(result, indent=2) + "\n")
     atomic.write(out, encoded.data)
     journal.remove()
     typer.echo(f"{len(pixels)} images in {out}: {_described(encoded, pixels)}")
@@ -174,10 +180,21 @@ def _held(path: Path) -> Tensor:
     return archive.as_bytes().movedim(1, -1)
 
 
+def _figures(encoded: Encoded, pixels: Tensor) -> dict[str, Any]:
+    """The sizes of the file, and of the model's bound on the same chain."""
+    ideal, numbers = float(encoded.ideal.sum()), pixels.numel()
+    return {
+        "bytes": len(encoded.data),
+        "bits": encoded.parts,
+        "ideal_bits": ideal,
+        "bits_per_dimension": 8 * len(encoded.data) / numbers,
+        "ideal_bits_per_dimension": ideal / numbers,
+    }
+
+
 def _described(encoded: Encoded, pixels: Tensor) -> str:
-    bits, ideal = 8 * len(encoded.data), float(encoded.ideal.sum())
-    numbers = pixels.numel()
+    figures = _figures(encoded, pixels)
     return (
-        f"{len(encoded.data)} bytes, {bits / numbers:.3f} bits per dimension (the model's bound on "
-        f"the same chain: {ideal / numbers:.3f})"
+        f"{figures['bytes']} bytes, {figures['bits_per_dimension']:.3f} bits per dimension (the "
+        f"model's bound on the same chain: {figures['ideal_bits_per_dimension']:.3f})"
     )
