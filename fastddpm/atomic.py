@@ -7,12 +7,26 @@ old file or the new one and never a part. A process that is killed leaves at mos
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
+
+
+def prepare(path: Path) -> None:
+    """Make the folder of a file that will be written after long work.
+
+    Raises OSError if it could not be written there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    partial = path.with_name(path.name + PARTIAL)
+    partial.touch()
+    partial.unlink()
 
 
 @contextmanager

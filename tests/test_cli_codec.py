@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from cli_runs import CONFIG, STEPS, fails, run, save, small_unet, succeeds
 
-from fastddpm.codec import journal
+from fastddpm.cli import decompress
+from fastddpm.codec import Codec, journal
 from fastddpm.sampler import load_png, save_png
 from fastddpm.schedule import NoiseSchedule
 
@@ -42,6 +44,17 @@ def file(model: str, images: torch.Tensor, tmp_path_factory: pytest.TempPathFact
     return out
 
 
+def test_its_results_as_json(file: Path) -> None:
+    told = json.loads(file.with_name("images.ddp.json").read_text())
+    assert told["bytes"] == file.stat().st_size
+    assert sum(told["bits"].values()) == pytest.approx(8 * told["bytes"])
+    assert {"blocks", "levels", "pixels", "checks", "container"} == set(told["bits"])
+    numbers = 3 * 8 * 8
+    assert told["bits_per_dimension"] == pytest.approx(8 * told["bytes"] / numbers)
+    assert told["ideal_bits_per_dimension"] == pytest.approx(told["ideal_bits"] / numbers)
+    assert told["settings"]["num"] == 3 and told["settings"]["block_bits"] == 4
+
+
 def test_pictures_come_back(model: str, images: torch.Tensor, file: Path, tmp_path: Path) -> None:
     said = succeeds("decompress", file, "--model", model, "--out", tmp_path / "out")
     assert "3 images" in said and "exact" in said
@@ -59,6 +72,31 @@ def test_an_archive_of_the_first_images(model: str, images: torch.Tensor, tmp_pa
     with np.load(tmp_path / "out.npz") as arrays:
         assert np.array_equal(arrays["samples"], images[:2].numpy())
         assert arrays["lossless"].all()
+
+
+def test_what_our_commands_write_is_read(model: str, file: Path, tmp_path: Path) -> None:
+    given = ("--model", model, "--block-bits", 4)
+    succeeds("decompress", file, "--model", model, "--out", tmp_path / "x.npz")
+    succeeds("compress", tmp_path / "x.npz", *given, "--out", tmp_path / "x.ddp")
+    assert (tmp_path / "x.ddp").read_bytes() == file.read_bytes()
+    np.savez(tmp_path / "floats.npz", samples=np.zeros((1, 8, 8, 1), np.float32))
+    said = fails("compress", tmp_path / "floats.npz", *given, "--out", tmp_path / "y.ddp")
+    assert "floats" in said and "bytes" in said
+
+
+def test_out_that_cannot_be_written_is_told_before_work(
+    model: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Codec, "encode", None)
+    monkeypatch.setattr(Codec, "decode", None)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "file" / "out", tmp_path / "folder"):
+        fails("compress", file.with_name("0.png"), "--model", model, "--out", out, "--overwrite")
+    for out in (tmp_path / "file", tmp_path / "file" / "out.npz"):
+        fails("decompress", file, "--model", model, "--out", out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+    assert not any((tmp_path / "folder").iterdir())
 
 
 def test_it_goes_on_where_it_stopped(
@@ -79,7 +117,7 @@ def test_it_goes_on_where_it_stopped(
     last = 0
     result = run(*given)
     assert result.exit_code == 130 and "nothing is kept" in result.stderr
-    assert not out.parent.exists()
+    assert not any(out.parent.iterdir())
     last = 50
     result = run(*given)
     assert result.exit_code == 130 and f"50 blocks are found and kept in {kept}" in result.stderr
@@ -117,6 +155,27 @@ def test_beginnings(model: str, images: torch.Tensor, file: Path, tmp_path: Path
         *("decompress", file, "--model", model, "--until", 3, "--out", tmp_path / "three")
     )
     assert f"stage 3 of {STEPS + 1}" in said
+
+
+def test_pictures_of_others_are_not_replaced_or_mixed(
+    model: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("decompress", file, "--model", model, "--out", tmp_path)
+    (tmp_path / "notes.png").touch()
+    (tmp_path / "000002.png").write_bytes(b"mine")
+    with monkeypatch.context() as patch:
+        # Refused before any work.
+        patch.setattr(decompress, "load_codec", None)
+        assert "000002.png exists" in fails(*given)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000002.png", "notes.png"]
+    assert (tmp_path / "000002.png").read_bytes() == b"mine"
+    # Of a longer run: even replaced ones would lie beside it.
+    (tmp_path / "000003.png").touch()
+    assert "000003.png" in fails(*given, "--overwrite")
+    assert (tmp_path / "000002.png").read_bytes() == b"mine"
+    (tmp_path / "000003.png").unlink()
+    succeeds(*given, "--overwrite")
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_errors(model: str, file: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import gaussian_data as data
 import numpy as np
 import pytest
 import torch
+from cli_runs import small_unet
 from codec_files import (
     COUNT,
     STEPS,
@@ -27,7 +28,7 @@ from torch import Tensor
 
 import fastddpm
 from fastddpm.codec import Codec, DamagedError, Decoded, Encoded
-from fastddpm.codec.process import cubic
+from fastddpm.codec.process import BATCH, cubic
 from fastddpm.codec.sender import Sender
 from fastddpm.sampler import from_uint8, to_uint8
 
@@ -51,12 +52,12 @@ def with_variance(x: Tensor, t: Tensor) -> Tensor:
 # ---- the whole file
 
 
-@pytest.mark.parametrize("cdf", ["erf", "tanh"])
+@pytest.mark.parametrize("decoder", ["erf", "tanh"])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
-def test_all_images_come_back(variance: str, cdf: str) -> None:
+def test_all_images_come_back(variance: str, decoder: str) -> None:
     diffusion = dataclasses.replace(data.DIFFUSION, variance=variance)
     codec = codec_of(diffusion, with_variance if "learned" in variance else None)
-    encoded = encode(codec, pictures(), cdf=cdf)
+    encoded = encode(codec, pictures(), decoder=decoder)
     decoded = codec.decode(encoded.data)
     assert torch.equal(decoded.images, pictures()) and bool(decoded.lossless.all())
     assert decoded.stage == decoded.stages == STEPS + 1
@@ -131,6 +132,23 @@ def test_the_last_state_has_the_law_of_q() -> None:
     )
     z = ((encoded.x_t - mean) / variance.sqrt()).flatten().numpy()
     assert stats.kstest(z, "norm").pvalue > 1e-3
+
+
+def test_the_network_takes_few_images_at_once() -> None:
+    """In the same batches on both sides, whose results may depend on them."""
+    sizes: list[int] = []
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return data.network(x, t)
+
+    images = pictures(2 * BATCH + 5)
+    codec = codec_of(model=network)
+    encoded = encode(codec, images, steps=[100, 400], target=4.0)
+    assert sizes == [BATCH, BATCH, 5] * 2
+    sizes.clear()
+    assert torch.equal(codec.decode(encoded.data).images, images)
+    assert sizes == [BATCH, BATCH, 5] * 2
 
 
 def test_seeds_differ() -> None:
@@ -212,10 +230,18 @@ def test_another_model_or_diffusion(file: Encoded) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cdf": "logistic"}, "erf or tanh"),
+        ({"decoder": "logistic"}, "erf or tanh"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"most": 1 << 22}, "candidates"),
-        ({"target": 17.0}, "half bits"),
+        ({"target": 16.5}, "1 to 16 bits, in halves"),
+        ({"target": 0.5}, "1 to 16 bits, in halves"),
+        ({"target": 5.75}, "1 to 16 bits, in halves"),
+        ({"target": math.nan}, "1 to 16 bits, in halves"),
+        ({"most": 9.5}, "integer"),
+        ({"seed": 1.5}, "integer"),
+        ({"steps": 3.7}, "integer"),
+        ({"steps": [0.2, 3.7, 10]}, "integer, got 0.2"),
+        ({"steps": "ddim20"}, "ddim20"),
         ({"steps": 1001}, "steps"),
         ({"steps": [3, 3]}, "different"),
         ({"steps": [0, 1000]}, "0 to 999"),
@@ -227,6 +253,32 @@ def test_another_model_or_diffusion(file: Encoded) -> None:
 def test_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode(codec_of(), pictures(1), **options)
+
+
+def test_integers_of_numpy() -> None:
+    assert encode(codec_of(), pictures(), steps=np.int64(STEPS)).data == encoded_once().data
+    kept = np.array(cubic(1000, STEPS))
+    listed = encode(codec_of(), pictures(), steps=kept)
+    assert torch.equal(listed.x_t, encoded_once().x_t)
+
+
+def test_what_is_no_picture_and_no_file(file: Encoded) -> None:
+    with pytest.raises(ValueError, match=r"numpy\.ndarray"):
+        encode(codec_of(), pictures(1).numpy())  # type: ignore[arg-type]
+    path: Any = "images.ddp"
+    for read in (codec_of().decode, codec_of().stages):
+        with pytest.raises(ValueError, match=r"bytes, got builtins\.str"):
+            read(path)
+    for until in (2.5, "3"):
+        with pytest.raises(ValueError, match="until as an integer"):
+            codec_of().decode(file.data, until=until)  # type: ignore[arg-type]
+    decoded = codec_of().decode(bytearray(file.data), until=np.int64(2))  # type: ignore[arg-type]
+    assert decoded.stage == 2
+
+
+def test_a_conditional_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="unconditional"):
+        Codec(small_unet(num_class_embeds=3), data.DIFFUSION)
 
 
 def test_no_images() -> None:

@@ -156,5 +156,9 @@ def test_levels() -> None:
         assert bits <= block_count(level) * 6.0 * 1.15
     with pytest.raises(ValueError, match="give more steps"):
         level_of(1e5, 6.0, top)
+    # Never more than 16 bits, whatever the target.
+    for target in (14.0, 16.0):
+        for bits in range(1, 800):
+            assert bits <= 16 * block_count(level_of(bits, target, top))
     for expected in (-40.0, -3.125, 30.0):
         assert abs(level_probabilities(expected, top).sum() - 1) < 1e-12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -18,6 +19,7 @@ from fastddpm.cli.progress import Bar
 from fastddpm.codec import Codec, Encoded, Journal
 from fastddpm.codec.codec import TARGET
 from fastddpm.engine import CpuOptions
+from fastddpm.evaluation import ImageFile
 from fastddpm.sampler import load_png
 from fastddpm.sampler.model import sample_shape
 from fastddpm.train.data import IMAGE_SUFFIXES, load_images
@@ -81,10 +83,12 @@ def compress(
     Decode with the same model, engine and dtype on the same kind of machine: the pixels need the
     network's very numbers. OUT is written when all is done. What has been found is kept in
     OUT.journal until then: after Ctrl-C or a crash the same command goes on where it stopped, and
-    writes the same bytes.
+    writes the same bytes. OUT.json tells bytes, bits by part, the ideal bits and the settings.
     """
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists: choose another --out, or --overwrite")
+    told = out.with_name(f"{out.name}.json")
+    for path in (out, told):
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} exists: choose another --out, or --overwrite")
     cpu = CpuOptions(threads, weights, memory)
     codec, unet = load_codec(model, engine, device, dtype, cpu)
     pixels = _read(images, unet)[:num]
@@ -93,10 +97,13 @@ def compress(
         **{"images_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()},
         **{"num": len(pixels), "steps": steps, "block_bits": block_bits, "seed": seed},
     }
+    atomic.prepare(told)
+    atomic.prepare(out)
     place = out.with_name(f"{out.name}.journal")
     with Journal(place, settings, overwrite=overwrite) as journal:
         encoded = _encoded(codec, pixels, journal, steps=steps, seed=seed, target=block_bits)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    result = {**_figures(encoded, pixels), "settings": settings}
+    atomic.write(told, json.dumps(result, indent=2) + "\n")
     atomic.write(out, encoded.data)
     journal.remove()
     typer.echo(f"{len(pixels)} images in {out}: {_described(encoded, pixels)}")
@@ -165,13 +172,29 @@ def _read(paths: list[Path], unet: UNet) -> Tensor:
 
 def _held(path: Path) -> Tensor:
     """The images of an archive, an IDX file or a folder, uint8 [N, H, W, C]."""
-    return load_images(path).images.movedim(1, -1)
+    if path.suffix != ".npz":
+        return load_images(path).images.movedim(1, -1)
+    archive = ImageFile(path)
+    if not archive.holds_bytes:
+        raise ValueError(f"{path} holds floats: the codec takes bytes, uint8 [N, H, W, C]")
+    return archive.as_bytes().movedim(1, -1)
+
+
+def _figures(encoded: Encoded, pixels: Tensor) -> dict[str, Any]:
+    """The sizes of the file, and of the model's bound on the same chain."""
+    ideal, numbers = float(encoded.ideal.sum()), pixels.numel()
+    return {
+        "bytes": len(encoded.data),
+        "bits": encoded.parts,
+        "ideal_bits": ideal,
+        "bits_per_dimension": 8 * len(encoded.data) / numbers,
+        "ideal_bits_per_dimension": ideal / numbers,
+    }
 
 
 def _described(encoded: Encoded, pixels: Tensor) -> str:
-    bits, ideal = 8 * len(encoded.data), float(encoded.ideal.sum())
-    numbers = pixels.numel()
+    figures = _figures(encoded, pixels)
     return (
-        f"{len(encoded.data)} bytes, {bits / numbers:.3f} bits per dimension (the model's bound on "
-        f"the same chain: {ideal / numbers:.3f})"
+        f"{figures['bytes']} bytes, {figures['bits_per_dimension']:.3f} bits per dimension (the "
+        f"model's bound on the same chain: {figures['ideal_bits_per_dimension']:.3f})"
     )

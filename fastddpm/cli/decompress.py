@@ -3,6 +3,7 @@ beginning."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -13,7 +14,7 @@ from fastddpm import atomic
 from fastddpm.cli import model as models
 from fastddpm.cli.compress import PARTS, follow, load_codec
 from fastddpm.cli.progress import Bar
-from fastddpm.codec import Decoded
+from fastddpm.codec import Decoded, container
 from fastddpm.engine import CpuOptions
 from fastddpm.sampler import save_png
 
@@ -33,6 +34,9 @@ Out: TypeAlias = Annotated[
     Path, typer.Option("--out", "-o", help="Folder of PNG files, or an .npz to write.")
 ]
 Overwrite: TypeAlias = Annotated[bool, typer.Option(help="Replace files in the places of ours.")]
+
+# As ``_name`` names them.
+_NUMBERED = re.compile(r"[0-9]{6}\.png")
 
 
 def register(app: typer.Typer) -> None:
@@ -62,13 +66,13 @@ def decompress(
     "lossless", bool [N].
     """
     data = file.read_bytes()
-    first = out if out.suffix == ".npz" else out / _name(0)
-    if first.exists() and not overwrite:
-        raise ValueError(f"{first} exists: choose another --out, or --overwrite")
     if bytes_ is not None and bytes_ < len(data):
         data, partial = data[:bytes_], True
+    header, _, _ = container.unpack(data)
+    _refuse_mixing(out, header.images, overwrite)
     cpu = CpuOptions(threads, weights, memory)
     codec, _ = load_codec(model, engine, device, dtype, cpu)
+    atomic.prepare(out if out.suffix == ".npz" else out / _name(0))
     with Bar("decompressing", PARTS, unit="‰") as bar:
         decoded = codec.decode(data, until, partial=partial, progress=follow(bar))
     _write(out, decoded)
@@ -80,6 +84,21 @@ def decompress(
     typer.echo(f"{count} images in {out}: {len(data)} bytes, {stage}, {what}")
 
 
+def _refuse_mixing(out: Path, count: int, overwrite: bool) -> None:
+    """ValueError where our files would replace others, or lie among those of a longer run."""
+    ours = [out] if out.suffix == ".npz" else [out / _name(j) for j in range(count)]
+    replaced = [path for path in ours if path.exists()]
+    if replaced and not overwrite:
+        raise ValueError(f"{replaced[0]} exists: choose another --out, or --overwrite")
+    pictures = [] if out.suffix == ".npz" else sorted(out.glob("*.png"))
+    longer = [p for p in pictures if _NUMBERED.fullmatch(p.name) and int(p.stem) >= count]
+    if longer:
+        raise ValueError(
+            f"{out} holds {longer[0].name}, of more images than the {count} of this file: choose "
+            "another --out, or remove it"
+        )
+
+
 def _name(j: int) -> str:
     """The file of an image."""
     return f"{j:06d}.png"
@@ -87,11 +106,9 @@ def _name(j: int) -> str:
 
 def _write(out: Path, decoded: Decoded) -> None:
     if out.suffix == ".npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(out) as partial, partial.open("wb") as opened:
             held = {"samples": decoded.images.numpy(), "lossless": decoded.lossless.numpy()}
             np.savez(opened, allow_pickle=False, **held)
         return
-    out.mkdir(parents=True, exist_ok=True)
     for j, image in enumerate(decoded.images):
         save_png(out / _name(j), image)

@@ -18,7 +18,8 @@ number, if ln w is N(-I, 2I) under p (exactly so for r = 1), is a call of Black 
 
     s E_p[(W - τ/s)^+] = s Φ((I - ln τ/s)/√(2I)) - τ Φ((-I - ln τ/s)/√(2I))
 
-Once that is below ``tolerance`` the search ends, so z_K's law is within it of q in total variation.
+Once that is below ``tolerance`` the search ends, so z_K's law is within it of q in total variation:
+a bound where r = 1 (equal variances: "fixed_small"), an estimate for "fixed_large" and learned.
 Only the sender searches, and only the number goes into the file: how hard it searches, with which
 rounding, is its own affair.
 """

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint.digest import diffusion_digest, weights_digest
-from fastddpm.codec import container, receiver, sender
+from fastddpm.codec import arguments, container, receiver, sender
 from fastddpm.codec.channel import MOST as MOST_CANDIDATES
 from fastddpm.codec.container import DIGEST_BYTES, Header
 from fastddpm.codec.damage import DamagedError, ExhaustedError
@@ -40,7 +40,7 @@ from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import CpuOptions
 from fastddpm.sampler import from_uint8, to_uint8
 from fastddpm.sampler.call import NetworkCall
-from fastddpm.sampler.model import Model, sample_shape
+from fastddpm.sampler.model import Model, sample_shape, unet_of
 from fastddpm.sampler.place import Place
 
 STEPS, TARGET = 40, 6.0
@@ -84,6 +84,9 @@ class Codec:
     ) -> None:
         range_coding()
         cpu = CpuOptions(threads, weights, memory)
+        unet = unet_of(model)
+        if unet is not None and unet.config.is_conditional:
+            raise ValueError("expected an unconditional model, this one takes labels")
         place = Place.of(model, diffusion, engine, device, dtype, cpu, tf32)
         self.model = model
         self.diffusion = diffusion
@@ -97,7 +100,7 @@ class Codec:
         seed: int = 0,
         *,
         target: float = TARGET,
-        cdf: str = "erf",
+        decoder: str = "erf",
         tolerance: float = sender.TOLERANCE,
         most: int = sender.MOST,
         progress: Progress | None = None,
@@ -112,7 +115,7 @@ class Codec:
             seed: of the shared randomness and the sender's own.
             target: bits of a block, 1 to 16 in halves: each more saves bytes and doubles the
                 sender's work, or more.
-            cdf: of the pixels, "erf" or "tanh" (``gaussian``).
+            decoder: of the pixels, "erf" or "tanh" (``gaussian``).
             tolerance: how far the law of a block may be from q's in total variation.
             most: candidates of a block to look at, where the tolerance is not met before.
             progress: called with (image-steps done, in all).
@@ -122,28 +125,28 @@ class Codec:
             ValueError: arguments that do not fit, or a chain whose steps are too large.
             FloatingPointError: NaN or Inf from the network.
         """
-        if cdf not in ("erf", "tanh"):
-            raise ValueError(f"cdf is erf or tanh, got {cdf!r}")
+        if decoder not in ("erf", "tanh"):
+            raise ValueError(f"decoder is erf or tanh, got {decoder!r}")
+        most = arguments.whole("most", most)
         if not 0 < tolerance < 1 or not 1 <= most <= MOST_CANDIDATES:
             raise ValueError(
                 f"expected a tolerance between 0 and 1 and 1 to {MOST_CANDIDATES} candidates, "
                 f"got {tolerance} and {most}"
             )
-        x_0 = from_uint8(images)
+        x_0 = from_uint8(arguments.pictures(images))
         shape = (x_0.shape[1], x_0.shape[2], x_0.shape[3])
         self._check_shape(shape)
         T = self.diffusion.num_steps
-        steps = min(STEPS, T) if steps is None else steps
-        listed = None if isinstance(steps, int) else _ascending(steps, T)
+        count, listed = arguments.chain(min(STEPS, T) if steps is None else steps, T)
         header = Header(
             *self._identity(),
-            seed=seed,
+            seed=arguments.whole("seed", seed),
             images=len(images),
             shape=shape,
-            steps=steps if isinstance(steps, int) else len(listed or ()),
+            steps=count,
             timesteps=listed,
-            target=round(2 * target) / 2,
-            cdf=cdf,
+            target=arguments.block_bits(target),
+            decoder=decoder,
         )
         process = self._process(header)
         search = sender.Search(tolerance, most, self._device, journal)
@@ -180,13 +183,14 @@ class Codec:
     ) -> Iterator[Decoded]:
         """What ``decode`` has after every stage. Where a check shows that stages before were read
         from changed bytes, the last that is sound comes once more, as the end."""
-        header, stream, whole = container.unpack(data)
+        header, stream, whole = container.unpack(arguments.content(data))
         self._check_header(header)
         if not whole and not partial:
             raise DamagedError(
                 "the file was cut off or changed: its checksum fails (its beginning may decode: "
                 "partial=True, --partial)"
             )
+        until = None if until is None else arguments.whole("until", until)
         if until is not None and not 1 <= until <= header.steps + 1:
             raise ValueError(f"until is a stage from 1 to {header.steps + 1}, got {until}")
         reader = Reader(stream, whole=whole)
@@ -261,15 +265,6 @@ def _decoded(state: receiver.State, header: Header, checked: int) -> Decoded:
         images[j] = torch.from_numpy(np.moveaxis(pixels.reshape(header.shape), 0, -1).copy())
     lossless = torch.arange(header.images) < len(state.pixels)
     return Decoded(images, state.stage, header.steps + 1, checked, lossless, state.x_t)
-
-
-def _ascending(steps: Sequence[int], T: int) -> tuple[int, ...]:
-    positions = tuple(sorted(int(step) for step in steps))
-    if not positions or len(set(positions)) < len(positions):
-        raise ValueError("expected different timesteps, at least one")
-    if positions[0] < 0 or positions[-1] >= T:
-        raise ValueError(f"expected timesteps from 0 to {T - 1}, got {list(positions)}")
-    return positions
 
 
 def _silent(done: int, total: int) -> None:

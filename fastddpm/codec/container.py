@@ -32,7 +32,7 @@ MOST_IMAGES, MOST_NUMBERS, MOST_STEPS = 1 << 15, 1 << 26, 1 << 16
 class Header:
     """weights, diffusion: DIGEST_BYTES each. shape: (C, H, W). timesteps: positions in the
     diffusion's chain if they are listed, else None: ``steps`` of them, cubically spaced. target:
-    bits of a block, a multiple of one half. cdf: "erf" or "tanh", of the pixels."""
+    bits of a block, a multiple of one half. decoder: "erf" or "tanh", of the pixels."""
 
     weights: bytes
     diffusion: bytes
@@ -42,7 +42,7 @@ class Header:
     steps: int
     timesteps: tuple[int, ...] | None
     target: float
-    cdf: str
+    decoder: str
 
     def __post_init__(self) -> None:
         """ValueError for a number out of its bounds."""
@@ -54,7 +54,7 @@ class Header:
 
     def pack(self) -> bytes:
         """The bytes, with their check."""
-        flags = (self.timesteps is not None) * LISTED + (self.cdf == "tanh") * TANH
+        flags = (self.timesteps is not None) * LISTED + (self.decoder == "tanh") * TANH
         numbers = (self.seed, self.images, *self.shape, self.steps, flags)
         content = MAGIC + self.weights + self.diffusion + b"".join(map(_varint, numbers))
         content += bytes([round(2 * self.target)])
@@ -86,8 +86,8 @@ def unpack(data: bytes) -> tuple[Header, bytes, bool]:
         if reader.take(2) != check:
             raise DamagedError("the header's checksum fails")
         shape = (channels, height, width)
-        cdf = "tanh" if flags & TANH else "erf"
-        header = Header(weights, diffusion, seed, images, shape, steps, timesteps, target, cdf)
+        decoder = "tanh" if flags & TANH else "erf"
+        header = Header(weights, diffusion, seed, images, shape, steps, timesteps, target, decoder)
     except DamagedError:
         raise
     except ValueError as error:

@@ -25,6 +25,8 @@ _SCALE, _SPARE, _OTHERS = 0.4, 1e-4, 0.25
 _GRID = 2.0**20
 # A block may exceed the target by this much before there is one more.
 _SLACK = 1.15
+# But never more than this, in bits: a search takes exponentially long.
+_MOST = 16.0
 
 
 def block_count(level: int) -> int:
@@ -51,11 +53,12 @@ def highest(size: int, most_blocks: int) -> int:
 
 def level_of(bits: float, target: float, top: int) -> int:
     """The level for an image's step of so many bits; ValueError if even ``top`` is too low."""
-    if bits <= target * _SLACK:
+    allowed = min(target * _SLACK, _MOST)
+    if bits <= allowed:
         octaves = round(math.log2(max(bits, 1e-9) / target))
         return max(LOWEST, min(octaves, 0))
     for level in range(1, top + 1):
-        if bits <= block_count(level) * target * _SLACK:
+        if bits <= block_count(level) * allowed:
             return level
     raise ValueError(
         f"a step of this chain tells {bits:.0f} bits of an image, more than {block_count(top)} "

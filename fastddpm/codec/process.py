@@ -11,7 +11,8 @@ round otherwise in a batch of another size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,9 @@ from fastddpm.gaussian import discretized_gaussian_log_likelihood
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
+# Images that the network takes at once: the same for both sides, since an engine's results may
+# depend on it, and few enough for its memory.
+BATCH = 32
 # Numbers of an image whose tables of 256 levels are made at once.
 _ROWS = 8192
 
@@ -52,29 +56,32 @@ class Process:
         """K."""
         return self.diffusion.num_steps
 
-    def predictions(self, x: Tensor, k: int) -> list[Prediction]:
+    def predictions(self, x: Tensor, k: int) -> Iterator[Prediction]:
         """p given states k, x [N, C, H, W]: one prediction an image, each [1, C, H, W].
 
         Raises FloatingPointError where the network's output is not finite.
         """
-        t = torch.full((len(x),), k, dtype=torch.int64)
-        output = self._network(x, self.diffusion.model_timesteps(t)).contiguous()
-        if not bool(output.isfinite().all()):
-            timestep = int(self.diffusion.schedule.timesteps[k])
-            raise FloatingPointError(f"NaN or Inf in the network's output at timestep {timestep}")
-        images = zip(torch.split(output, 1), torch.split(x, 1), strict=True)
-        return [self.diffusion.p_mean_variance(o, x_t, t[:1]) for o, x_t in images]
+        for batch in torch.split(x, BATCH):
+            t = torch.full((len(batch),), k, dtype=torch.int64)
+            output = self._network(batch, self.diffusion.model_timesteps(t)).contiguous()
+            if not bool(output.isfinite().all()):
+                timestep = int(self.diffusion.schedule.timesteps[k])
+                raise FloatingPointError(
+                    f"NaN or Inf in the network's output at timestep {timestep}"
+                )
+            for o, x_t in zip(torch.split(output, 1), torch.split(batch, 1), strict=True):
+                yield self.diffusion.p_mean_variance(o, x_t, t[:1])
 
     def reverse(self, prediction: Prediction) -> Law:
         """p of the next state."""
         return _law(prediction.mean, prediction.log_variance)
 
-    def laws(self, x: Tensor | None, k: int, header: Header) -> list[Law]:
+    def laws(self, x: Tensor | None, k: int, header: Header) -> Iterator[Law]:
         """p of state k for every image, given the states k + 1, if there are any."""
         if x is not None:
-            return [self.reverse(prediction) for prediction in self.predictions(x, k + 1)]
+            return map(self.reverse, self.predictions(x, k + 1))
         n = math.prod(header.shape)
-        return [Law(torch.zeros(n), torch.ones(n))] * header.images
+        return repeat(Law(torch.zeros(n), torch.ones(n)), header.images)
 
     def posterior(self, x_0: Tensor, x_t: Tensor | None, k: int) -> Law:
         """q of state k given x_0 [1, C, H, W] and state k + 1, if there is one; the sender's."""
@@ -90,21 +97,20 @@ def _law(mean: Tensor, log_variance: Tensor) -> Law:
     return Law(mean.flatten(), (0.5 * log_variance.contiguous()).exp().flatten())
 
 
-def pixel_laws(prediction: Prediction, cdf: str) -> list[NDArray[np.float64]]:
+def pixel_laws(prediction: Prediction, decoder: str) -> Iterator[NDArray[np.float64]]:
     """p(x_0 | x_1) of every number of an image: float64 [rows, 256] for its rows in turn."""
     levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     mean = prediction.mean.flatten().double()
     log_scale = 0.5 * prediction.log_variance.flatten().double()
-    return [
-        discretized_gaussian_log_likelihood(levels[None], m[:, None], s[:, None], cdf).exp().numpy()
-        for m, s in zip(torch.split(mean, _ROWS), torch.split(log_scale, _ROWS), strict=True)
-    ]
+    for m, s in zip(torch.split(mean, _ROWS), torch.split(log_scale, _ROWS), strict=True):
+        log_law = discretized_gaussian_log_likelihood(levels[None], m[:, None], s[:, None], decoder)
+        yield log_law.exp().numpy()
 
 
-def pixel_bits(prediction: Prediction, x_0: Tensor, cdf: str) -> float:
+def pixel_bits(prediction: Prediction, x_0: Tensor, decoder: str) -> float:
     """-log2 p(x_0 | x_1) of an image, x_0 in [-1, 1]."""
     mean, log_scale = prediction.mean.double(), 0.5 * prediction.log_variance.double()
-    nats = discretized_gaussian_log_likelihood(x_0.double(), mean, log_scale, cdf).sum()
+    nats = discretized_gaussian_log_likelihood(x_0.double(), mean, log_scale, decoder).sum()
     return -float(nats) / math.log(2)
 
 

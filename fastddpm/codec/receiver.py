@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +69,7 @@ class Receiver:
             z[start:stop] = candidate(place, index, stop - start)
         return p.mean + p.sigma * self._rotation.undo(z)
 
-    def pixels(self, laws: list[NDArray[np.float64]]) -> NDArray[np.uint8]:
+    def pixels(self, laws: Iterable[NDArray[np.float64]]) -> NDArray[np.uint8]:
         """An image's numbers, uint8 [n], checked."""
         values = np.concatenate([self._reader.get_rows(law) for law in laws])
         self._reader.check()
@@ -91,21 +91,21 @@ def receive(
     total = count * end
     # Read before the laws are computed: a stream that ends costs no call of the network.
     sent = list(receiver.stage(1, steps))
-    laws = process.laws(None, steps - 1, header)
+    laws: Iterable[Law] = process.laws(None, steps - 1, header)
     for stage in range(1, min(end, steps) + 1):
-        states = [receiver.state(stage, j, sent[j], laws[j]) for j in range(count)]
+        states = [receiver.state(stage, j, sent[j], p) for j, p in enumerate(laws)]
         x = torch.stack(states).view(count, *header.shape)
-        predictions = process.predictions(x, steps - stage)
+        predictions = list(process.predictions(x, steps - stage))
         estimate = torch.cat([p.x_0 for p in predictions])
         progress(stage * count, total)
         yield State(stage, x, estimate, [], ends_with_check(stage, steps))
         if stage < min(end, steps):
             sent = list(receiver.stage(stage + 1, steps))
-            laws = [process.reverse(p) for p in predictions]
+            laws = map(process.reverse, predictions)
     pixels: list[NDArray[np.uint8]] = []
     for j in range(count if end > steps else 0):
         try:
-            pixels = [*pixels, receiver.pixels(pixel_laws(predictions[j], header.cdf))]
+            pixels = [*pixels, receiver.pixels(pixel_laws(predictions[j], header.decoder))]
         except ExhaustedError:
             raise
         except DamagedError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -109,7 +109,7 @@ class Sender:
         self.blocks.append(SentBlock(place.step, place.image, bits, code, index, missed))
         return channel.candidate(place, index, len(shift))
 
-    def pixels(self, values: Tensor, laws: list[NDArray[np.float64]]) -> None:
+    def pixels(self, values: Tensor, laws: Iterable[NDArray[np.float64]]) -> None:
         """Send the image's numbers, uint8 [n], under their laws."""
         sent = 0
         for law in laws:
@@ -136,10 +136,10 @@ def send(
         laws = process.laws(x, k, header)
         sender.begin_stage()
         states = []
-        for j in range(count):
+        for j, p in enumerate(laws):
             x_t = None if x is None else x[j : j + 1]
             q = process.posterior(x_0[j : j + 1], x_t, k)
-            states.append(sender.state(stage, j, q, laws[j]))
+            states.append(sender.state(stage, j, q, p))
             progress((stage - 1) * count + j + 1, total)
         x = torch.stack(states).view_as(x_0)
         if ends_with_check(stage, steps):
@@ -147,8 +147,8 @@ def send(
     assert x is not None
     values = images.movedim(-1, 1).flatten(1)
     for j, prediction in enumerate(process.predictions(x, 0)):
-        sender.pixels(values[j], pixel_laws(prediction, header.cdf))
-        sender.ideal[-1, j] = pixel_bits(prediction, x_0[j : j + 1], header.cdf)
+        sender.pixels(values[j], pixel_laws(prediction, header.decoder))
+        sender.ideal[-1, j] = pixel_bits(prediction, x_0[j : j + 1], header.decoder)
         progress(steps * count + j + 1, total)
     return _encoded(header, sender, x)
 
