@@ -51,7 +51,10 @@ class ImageFile:
             self.shape = (shape[3], shape[1], shape[2])
 
     def batches(self, size: int, start: int = 0) -> Iterator[Tensor]:
-        """Images start, start + 1, ..., float32 [b, C, H, W] in [-1, 1], ``size`` at a time."""
+        """Images start, start + 1, ..., float32 [b, C, H, W] in [-1, 1], ``size`` at a time.
+
+        ValueError at one that holds NaN or Inf, of which a policy would make a byte.
+        """
         with self._opened() as (array, shape, dtype):
             one = dtype.itemsize * int(np.prod(shape[1:]))
             array.seek(start * one, 1)
@@ -61,6 +64,9 @@ class ImageFile:
                 if len(content) < count * one:
                     raise ValueError(f"{self.path}: truncated at image {first}")
                 rows = np.frombuffer(content, dtype).reshape(count, *shape[1:])
+                whole = np.isfinite(rows).all((1, 2, 3))
+                if not whole.all():
+                    raise ValueError(f"{self.path}: NaN or Inf in image {first + whole.argmin()}")
                 yield self._images(torch.from_numpy(rows.copy()))
 
     def as_bytes(self) -> Tensor:
