@@ -104,6 +104,26 @@ def test_it_goes_on_where_it_was_stopped(
     assert result(tmp_path / "stopped") == result(whole)
 
 
+def test_a_part_that_was_lost_takes_its_own_images(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
+    command += ["--batch-size", 50, "-o", tmp_path]
+
+    def full(*_: Any, **__: Any) -> float:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate_frechet, "frechet_distance", full)
+        assert "the disk is full" in fails(*command)
+    # The samples are images 0 to 299 of the folder, the data those from 300 on.
+    for lost in ("00000050-00000100", "00000150-00000200", "00000300-00000350"):
+        (tmp_path / f"parts/{lost}.npz").unlink()
+    succeeds(*command)
+    found = result(tmp_path)["frechet_distance"]
+    assert found == pytest.approx(expected(files, "round"), rel=1e-5)
+
+
 def test_ctrl_c_says_how_to_go_on(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

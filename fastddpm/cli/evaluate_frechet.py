@@ -165,11 +165,14 @@ def _statistics(
     """Of a source, whose image k is the folder's first + k."""
     features = MnistFeatures()
     parts = [range(first + p.start, first + p.stop) for p in parts_of(source.count, batch_size)]
-    # They were done in order.
-    done = sum(len(part) for part in parts if folder.has(part))
     left = [part for part in parts if not folder.has(part)]
+    # One pass over the file from the first of them on, parts that are kept read and not looked at.
+    passed = parts[parts.index(left[0]) :] if left else []
+    start = passed[0].start - first if passed else source.count
     with Bar(f"features of {what}", sum(map(len, left)), unit="images") as bar:
-        for part, images in zip(left, source.batches(batch_size, done), strict=True):
+        for part, images in zip(passed, source.batches(batch_size, start), strict=True):
+            if part not in left:
+                continue
             found = FeatureStatistics.of(features(images.to(place)))
             folder.write(part, **found.arrays())
             bar.advance(len(part))
