@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastddpm.sampler.images import PIXELS, as_pixels, from_uint8
+from fastddpm.sampler.images import ARRAYS, PIXELS, as_pixels, from_uint8
 
 # Images that ``as_bytes`` takes at a time.
 READ = 512
-NAMES = ("samples", "images", "train_images", "arr_0")
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, SyntaxError)
 
 
@@ -91,9 +90,9 @@ class ImageFile:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 held = set(archive.namelist())
-                name = next((n for n in NAMES if f"{n}.npy" in held), None)
+                name = next((n for n in ARRAYS if f"{n}.npy" in held), None)
                 if name is None:
-                    raise ValueError(f"expected an array {' or '.join(NAMES)}, got {sorted(held)}")
+                    raise ValueError(f"expected an array {' or '.join(ARRAYS)}, got {sorted(held)}")
                 with archive.open(f"{name}.npy") as array:
                     version = np.lib.format.read_magic(array)
                     read = {
