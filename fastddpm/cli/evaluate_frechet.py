@@ -21,11 +21,13 @@ from fastddpm.evaluation import (
     FeatureStatistics,
     ImageFile,
     MnistFeatures,
+    fidelity,
     frechet_distance,
     inception_metrics,
 )
 from fastddpm.evaluation.data_set import parts_of
-from fastddpm.evaluation.mnist_features import shipped
+from fastddpm.evaluation.frechet import refuse_singular
+from fastddpm.evaluation.mnist_features import check_shape, shipped
 from fastddpm.sampler.images import from_uint8
 from fastddpm.sampler.model import device_of
 from fastddpm.train.data import load_images
@@ -107,9 +109,15 @@ def frechet(
         raise ValueError(f"--features is one of {', '.join(FEATURES)}; got {features!r}")
     if weights is not None and features != "inception":
         raise ValueError("--weights are those of --features inception")
-    drawn = _of_file(samples, policy)
+    drawn = _of_file(samples, policy, features)
     known = _known(data, features)
-    real = _source(data) if known is None else None
+    real = _source(data, features) if known is None else None
+    place = device_of(shipped(), device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if features == "inception":
+        fidelity.required(weights)
+    elif not allow_singular:
+        fewest = min(one.count for one in (drawn, known, real) if one is not None)
+        refuse_singular(fewest, MnistFeatures.dimensions)
     settings = {
         **{"features": features, "policy": policy, "batch_size": batch_size},
         "samples_sha256": drawn.digest,
@@ -120,7 +128,6 @@ def frechet(
     if folder.complete:
         typer.echo(f"{out} already holds this result (--overwrite computes it again)")
         return
-    place = device_of(shipped(), device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         if real is not None and features == "inception":
             found = _inception(drawn, real, weights, batch_size, place)
@@ -206,10 +213,11 @@ def _known(data: Path, features: str) -> FeatureStatistics | None:
     return known
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path, features: str) -> Source:
     if path.suffix == ".npz":
-        return _of_file(path, "round")
+        return _of_file(path, "round", features)
     held = load_images(path)
+    _check_shape(tuple(held.images.shape[1:]), features)
 
     def batches(size: int, start: int) -> Iterator[Tensor]:
         for first in range(start, len(held), size):
@@ -218,9 +226,16 @@ def _source(path: Path) -> Source:
     return Source(len(held), held.fingerprint, batches, lambda: held.images)
 
 
-def _of_file(path: Path, policy: str) -> Source:
+def _of_file(path: Path, policy: str, features: str) -> Source:
     file = ImageFile(path, policy)
+    _check_shape(file.shape, features)
+    if features == "inception":
+        file.refuse_floats()
     return Source(file.count, _digest(path), file.batches, file.as_bytes)
+
+
+def _check_shape(shape: tuple[int, ...], features: str) -> None:
+    (fidelity.check_channels if features == "inception" else check_shape)(shape)
 
 
 def _digest(path: Path) -> str:

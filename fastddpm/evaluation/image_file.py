@@ -70,13 +70,17 @@ class ImageFile:
 
     def as_bytes(self) -> Tensor:
         """All of them as bytes, uint8 [N, C, H, W]. ValueError for the policy "float"."""
-        if not self.holds_bytes and self._policy == "float":
-            raise ValueError(f"{self.path} holds floats: round or truncate them to get bytes")
+        self.refuse_floats()
         whole = torch.empty(self.count, *self.shape, dtype=torch.uint8)
         for first, images in zip(range(0, self.count, READ), self.batches(READ), strict=True):
             # Exact: what a byte became is nearest to it.
             whole[first : first + READ] = ((images + 1) * 127.5).round()
         return whole
+
+    def refuse_floats(self) -> None:
+        """ValueError where images are not bytes: the policy "float" of a file of floats."""
+        if not self.holds_bytes and self._policy == "float":
+            raise ValueError(f"{self.path} holds floats: round or truncate them to get bytes")
 
     def _images(self, rows: Tensor) -> Tensor:
         if rows.dtype == torch.uint8:

@@ -53,13 +53,16 @@ class MnistFeatures:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Raises ValueError for images of another shape or dtype, or beyond [-1, 1]."""
-        if tuple(images.shape[1:]) != SHAPE:
-            raise ValueError(
-                f"the features of MNIST are of images {list(SHAPE)}, got {list(images.shape[1:])}"
-            )
+        check_shape(tuple(images.shape[1:]))
         arguments.within("images", arguments.images("images", images), 1.0)
         features: Tensor = self._hidden.to(images.device)(images.float())
         return features
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """ValueError for images of another shape (C, H, W) than these are features of."""
+    if shape != SHAPE:
+        raise ValueError(f"the features of MNIST are of images {list(SHAPE)}, got {list(shape)}")
 
 
 def shipped() -> nn.Sequential:
