@@ -55,7 +55,7 @@ def test_the_distance_under_each_policy(files: dict[str, Path], tmp_path: Path) 
     found = {}
     for policy in ("round", "truncate", "float"):
         out = tmp_path / policy
-        how = ["--policy", policy, "--batch-size", 64, "-o", out]
+        how = ["--policy", policy, "--part-size", 64, "-o", out]
         output = succeeds("evaluate", "frechet", files["samples"], "--data", files["data"], *how)
         assert result(out) == {
             "frechet_distance": pytest.approx(expected(files, policy), rel=1e-5),
@@ -83,7 +83,7 @@ def test_it_goes_on_where_it_was_stopped(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
-    command += ["--batch-size", 50, "-o", tmp_path / "stopped"]
+    command += ["--part-size", 50, "-o", tmp_path / "stopped"]
     looked_at: list[int] = []
 
     class Counted(MnistFeatures):
@@ -110,7 +110,7 @@ def test_a_part_that_was_lost_takes_its_own_images(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
-    command += ["--batch-size", 50, "-o", tmp_path]
+    command += ["--part-size", 50, "-o", tmp_path]
 
     def full(*_: Any, **__: Any) -> float:
         raise OSError("the disk is full")
@@ -196,7 +196,7 @@ def test_inception_is_given_the_files_bytes(
     monkeypatch.setattr(evaluate_frechet, "inception_metrics", metrics)
     monkeypatch.setattr(fidelity, "required", lambda weights: None)
     command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
-    command += ["--features", "inception", "--weights", "inception.pth", "--batch-size", 7]
+    command += ["--features", "inception", "--weights", "inception.pth", "--part-size", 7]
     succeeds(*command, "--policy", "truncate", "-o", tmp_path / "out")
     assert result(tmp_path / "out") == {
         **{"frechet_inception_distance": 2.5, "samples": 300, "data": 260},
