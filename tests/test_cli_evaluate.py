@@ -51,7 +51,7 @@ def found_in(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text())
 
 
-ASKED = ("--seed", 3, "--batch-size", 4, "--decoder", "erf")
+ASKED = ("--seed", 3, "--part-size", 4, "--decoder", "erf")
 
 
 def test_nll(model: str, data: Path, tmp_path: Path) -> None:
@@ -101,6 +101,14 @@ def test_it_goes_on_where_it_stopped(
     given = ("evaluate", "nll", "-m", model, "--data", data, *ASKED, "-o")
     succeeds(*given, tmp_path / "whole")
     own, done = evaluate_bound.bounds_of_parts, []
+    rows: list[int | None] = []
+
+    class Noted(Bound):
+        def __init__(self, *given: Any, batch_size: int | None, **named: Any) -> None:
+            rows.append(batch_size)
+            super().__init__(*given, batch_size=batch_size, **named)
+
+    monkeypatch.setattr(evaluate_bound, "Bound", Noted)
 
     def stopped(*arguments: Any, **named: Any) -> Iterator[tuple[range, DataSetBound]]:
         for part, sums in own(*arguments, **named):
@@ -122,7 +130,10 @@ def test_it_goes_on_where_it_stopped(
     monkeypatch.setattr(evaluate_bound, "bounds_of_parts", watched)
     other = fails(*given, tmp_path / "parts", "--seed", 4)
     assert "seed" in other and "--overwrite" in other
-    succeeds(*given, tmp_path / "parts")
+    assert "part_size" in fails(*given, tmp_path / "parts", "--part-size", 5)
+    # How many rows run at once is no part of what is computed.
+    succeeds(*given, tmp_path / "parts", "--batch-size", 7)
+    assert rows[-1] == 7
     assert done == [range(0, 4), range(4, 8), range(8, 10)]
     for name in ("nll.json", "nll.csv"):
         one, two = (tmp_path / folder / name for folder in ("whole", "parts"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastddpm.cli import evaluate_frechet
 from fastddpm.evaluation import (
     ImageFile,
     MnistFeatures,
+    fidelity,
     frechet_distance,
     statistics_of,
 )
@@ -53,7 +55,7 @@ def test_the_distance_under_each_policy(files: dict[str, Path], tmp_path: Path) 
     found = {}
     for policy in ("round", "truncate", "float"):
         out = tmp_path / policy
-        how = ["--policy", policy, "--batch-size", 64, "-o", out]
+        how = ["--policy", policy, "--part-size", 64, "-o", out]
         output = succeeds("evaluate", "frechet", files["samples"], "--data", files["data"], *how)
         assert result(out) == {
             "frechet_distance": pytest.approx(expected(files, policy), rel=1e-5),
@@ -81,7 +83,7 @@ def test_it_goes_on_where_it_was_stopped(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
-    command += ["--batch-size", 50, "-o", tmp_path / "stopped"]
+    command += ["--part-size", 50, "-o", tmp_path / "stopped"]
     looked_at: list[int] = []
 
     class Counted(MnistFeatures):
@@ -102,6 +104,26 @@ def test_it_goes_on_where_it_was_stopped(
     whole = tmp_path / "whole"
     succeeds(*command[:-1], whole)
     assert result(tmp_path / "stopped") == result(whole)
+
+
+def test_a_part_that_was_lost_takes_its_own_images(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
+    command += ["--part-size", 50, "-o", tmp_path]
+
+    def full(*_: Any, **__: Any) -> float:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate_frechet, "frechet_distance", full)
+        assert "the disk is full" in fails(*command)
+    # The samples are images 0 to 299 of the folder, the data those from 300 on.
+    for lost in ("00000050-00000100", "00000150-00000200", "00000300-00000350"):
+        (tmp_path / f"parts/{lost}.npz").unlink()
+    succeeds(*command)
+    found = result(tmp_path)["frechet_distance"]
+    assert found == pytest.approx(expected(files, "round"), rel=1e-5)
 
 
 def test_ctrl_c_says_how_to_go_on(
@@ -131,13 +153,35 @@ def test_what_cannot_be_told(files: dict[str, Path], tmp_path: Path) -> None:
     ]
     for options, expected_message in wrong:
         assert expected_message in fails(*command, *options, "-o", tmp_path / "wrong")
-    assert "images [1, 28, 28], got [3, 8, 8]" in _of_other_images(tmp_path, files)
 
 
-def _of_other_images(tmp_path: Path, files: dict[str, Path]) -> str:
-    path = tmp_path / "other.npz"
-    np.savez(path, samples=np.zeros((200, 8, 8, 3), np.uint8))
-    return fails("evaluate", "frechet", path, "--data", files["data"], "-o", tmp_path / "other")
+def test_mistakes_are_told_before_the_work(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("there is work")
+
+    monkeypatch.setattr(MnistFeatures, "__call__", never)
+    monkeypatch.setattr(evaluate_frechet, "inception_metrics", never)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    few, other, whole = tmp_path / "few.npz", tmp_path / "other.npz", files["samples"]
+    np.savez(few, samples=np.zeros((128, 28, 28, 1), np.uint8))
+    np.savez(other, samples=np.zeros((200, 8, 8, 2), np.uint8))
+    inception = ["--features", "inception"]
+    for one, two, options, message in (
+        (few, whole, [], "of 128 samples in 128 dimensions is singular"),
+        (whole, few, [], "of 128 samples in 128 dimensions is singular"),
+        (other, whole, [], "images [1, 28, 28], got [2, 8, 8]"),
+        (whole, other, [], "images [1, 28, 28], got [2, 8, 8]"),
+        (whole, tmp_path / "nowhere.npz", [], "nowhere.npz"),
+        (whole, whole, ["--device", "gpu"], "got 'gpu'"),
+        (other, whole, inception, "C = 1 or 3; got [2, 8, 8]"),
+        (whole, whole, [*inception, "--policy", "float"], "round or truncate them"),
+        (whole, whole, inception, "need torch-fidelity"),
+    ):
+        out = tmp_path / "out"
+        assert message in fails("evaluate", "frechet", one, "--data", two, *options, "-o", out)
+        assert not out.exists(), message
 
 
 def test_inception_is_given_the_files_bytes(
@@ -150,16 +194,14 @@ def test_inception_is_given_the_files_bytes(
         return {"frechet_inception_distance": 2.5}
 
     monkeypatch.setattr(evaluate_frechet, "inception_metrics", metrics)
+    monkeypatch.setattr(fidelity, "required", lambda weights: None)
     command = ["evaluate", "frechet", files["samples"], "--data", files["data"]]
-    command += ["--features", "inception", "--weights", "inception.pth", "--batch-size", 7]
+    command += ["--features", "inception", "--weights", "inception.pth", "--part-size", 7]
     succeeds(*command, "--policy", "truncate", "-o", tmp_path / "out")
     assert result(tmp_path / "out") == {
         **{"frechet_inception_distance": 2.5, "samples": 300, "data": 260},
         **{"features": "inception", "policy": "truncate"},
     }
-    assert "round or truncate them" in fails(
-        *command, "--policy", "float", "-o", tmp_path / "float"
-    )
 
 
 def test_samples_are_kept_as_asked(tmp_path: Path) -> None:

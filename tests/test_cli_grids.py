@@ -114,3 +114,15 @@ def test_samples_that_are_no_pictures(tmp_path: Path, command: str) -> None:
     assert "pictures" in fails(command, "-m", model, "-o", tmp_path / "grid.png")
     assert "must end in .png" in fails(command, "-m", model, "-o", tmp_path / "grid.gif")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_picture_is_read_before_an_image_is_sampled(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("sampled")
+
+    monkeypatch.setattr(Sampler, "sample", never)
+    command = ["interpolate", 0, tmp_path / "missing.png", "-m", model, "-t", 3]
+    message = fails(*command, "--label", 1, "-o", tmp_path / "out.png")
+    assert "missing.png" in message and "sampled" not in message

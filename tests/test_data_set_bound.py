@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_runs import small_unet
 from hypothesis import given
 from hypothesis import strategies as st
 from test_likelihood import SCHEDULE, SHAPE, images, network
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastddpm import GaussianDiffusion
+from fastddpm import GaussianDiffusion, NoiseSchedule
 from fastddpm.evaluation import (
     Bound,
     DataSetBound,
@@ -142,6 +143,27 @@ def test_terms_done_are_told() -> None:
     seen: list[int] = []
     bound_of_data(bound(), images(5), advance=seen.append)
     assert sum(seen) == 45 and min(seen) > 0
+
+
+def test_labels_of_a_data_set() -> None:
+    conditional = Bound(small_unet(num_class_embeds=3), GaussianDiffusion(NoiseSchedule.linear(2)))
+    x_0 = torch.zeros(70, 1, 8, 8)
+    one, each = (bound_of_data(conditional, x_0, labels=v) for v in (1, torch.ones(70).long()))
+    assert one.bits_per_dim == each.bits_per_dim
+    seen: list[int] = []
+    for labels in ([1] * 69, torch.ones(71).long(), 3):
+        with pytest.raises(ValueError, match="labels must"):
+            bound_of_data(conditional, x_0, labels=labels, advance=seen.append)
+    assert not seen
+
+
+def test_images_lie_in_their_range_without_a_clip() -> None:
+    free = GaussianDiffusion(SCHEDULE, clip=None)
+    levels = (images(2) + 1) * 127.5
+    for wrong in (levels, torch.full_like(levels, torch.nan)):
+        with pytest.raises(ValueError, match=r"images must lie in \[-1, 1\]"):
+            bits_per_dim(network(), free, wrong)
+    assert bits_per_dim(network(), free, levels / 127.5 - 1).total.isfinite().all()
 
 
 # ---- memory

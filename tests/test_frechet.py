@@ -161,3 +161,8 @@ def test_the_kernel_distance_is_unbiased_and_knows_its_error() -> None:
         kernel_distance(x[:1], y)
     with pytest.raises(ValueError, match="expected features"):
         kernel_distance(x, y[:, :7])
+    for value in (math.nan, math.inf):
+        spoilt = y.clone()
+        spoilt[3, 4] = value
+        with pytest.raises(ValueError, match="expected finite features"):
+            kernel_distance(x, spoilt)

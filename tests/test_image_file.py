@@ -128,3 +128,14 @@ def test_a_file_that_ends_early(tmp_path: Path) -> None:
         made.writestr("samples.npy", given.read("samples.npy")[: -5 * 6 * 3])
     with pytest.raises(ValueError, match=r"short.npz: truncated at image 20"):
         list(ImageFile(short).batches(10))
+
+
+@pytest.mark.parametrize("policy", ["round", "truncate", "float"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_policy_hides_nan(tmp_path: Path, policy: str, value: float) -> None:
+    array = drawn_floats()
+    array[17, 2, 3, 1] = value
+    file = ImageFile(saved(tmp_path / "images.npz", array), policy)
+    with pytest.raises(ValueError, match=r"images\.npz: NaN or Inf in image 17$"):
+        list(file.batches(5, 2))
+    assert len(next(file.batches(17))) == 17

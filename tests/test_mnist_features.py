@@ -29,6 +29,17 @@ def test_features_are_the_classifiers_last_hidden_layer() -> None:
         features(images.expand(5, 3, 28, 28))
 
 
+def test_images_are_floats_of_their_range() -> None:
+    features, images = MnistFeatures(), torch.ones(2, 1, 28, 28)
+    for scale in (1, -1.0005):
+        assert features(scale * images).isfinite().all()
+    with pytest.raises(ValueError, match=r"floating-point images .*, got torch\.uint8"):
+        features(images.to(torch.uint8))
+    for value in (255, -1.1, torch.nan):
+        with pytest.raises(ValueError, match=r"images must lie in \[-1, 1\] .*, got values up to"):
+            features(value * images)
+
+
 def test_the_file_is_what_its_record_says() -> None:
     record = json.loads((ROOT / "benchmarks/results/mnist_features.json").read_text())
     file = ROOT / "fastddpm/assets/mnist_features/model.safetensors"

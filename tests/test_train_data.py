@@ -79,7 +79,7 @@ def test_labels_must_match(tmp_path: Path) -> None:
         load_images(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["images", "train_images", "arr_0"])
+@pytest.mark.parametrize("key", ["samples", "images", "train_images", "arr_0"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_npz(tmp_path: Path, key: str, channels: int) -> None:
     images = _pixels(4, 6, 5, channels)
@@ -92,7 +92,7 @@ def test_npz(tmp_path: Path, key: str, channels: int) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": _pixels(2, 4, 4, 3)}, "expected an array named images"),
+        ({"pictures": _pixels(2, 4, 4, 3)}, "expected an array named samples or images"),
         ({"images": _pixels(2, 4, 4)}, r"expected images uint8 \[N, H, W, C\]"),
         ({"images": np.zeros((2, 4, 4, 3), np.float32)}, "got float32"),
         ({"images": _pixels(0, 4, 4, 3)}, "at least one image"),

@@ -22,7 +22,7 @@ from fastddpm.cli.job_folder import JobFolder
 from fastddpm.cli.progress import Bar
 from fastddpm.cli.sample import Spacing, Steps
 from fastddpm.evaluation import Bound, DataSetBound, RateDistortion
-from fastddpm.evaluation.data_set import bounds_of_parts, merged, parts_of
+from fastddpm.evaluation.data_set import PART_SIZE, bounds_of_parts, merged, parts_of
 from fastddpm.evaluation.pairs import images_for_bound, images_for_curve
 from fastddpm.evaluation.terms import Decoder
 from fastddpm.sampler.model import sample_shape
@@ -47,7 +47,16 @@ Num: TypeAlias = Annotated[
     int | None, typer.Option("--num", "-n", min=1, help="The first so many images; default: all.")
 ]
 PartSize: TypeAlias = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Images of a part; each is kept when done.")
+    int, typer.Option("--part-size", min=1, help="Images of a part; each is kept when done.")
+]
+BatchSize: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Pairs of an image and a timestep that run at once; default: 64.",
+        show_default=False,
+    ),
 ]
 DecoderName: TypeAlias = Annotated[
     str, typer.Option(help="The CDF of step 0: tanh, as in Ho's and OpenAI's code, or erf, exact.")
@@ -77,7 +86,8 @@ class BoundOptions:
     decoder: DecoderName = "tanh"
     image_size: ImageSize = 0
     pad_to: PadTo = 0
-    batch_size: PartSize = 64
+    part_size: PartSize = PART_SIZE
+    batch_size: BatchSize = None
     steps: Steps = None
     spacing: Spacing = "linspace"
     engine: models.Engine = "auto"
@@ -189,6 +199,7 @@ def evaluate(measure: Measure, options: BoundOptions) -> None:
     bound = Bound(
         *(unet, diffusion, options.engine, place, getattr(torch, options.dtype)),
         decoder=cast(Decoder, options.decoder),
+        batch_size=options.batch_size,
         threads=options.threads,
         weights=options.weights,
         memory=options.memory,
@@ -200,14 +211,14 @@ def evaluate(measure: Measure, options: BoundOptions) -> None:
         **{"data_sha256": data.fingerprint, "num": len(data), "seed": options.seed},
         **{"timesteps": options.timesteps, "decoder": options.decoder},
         **{"steps": diffusion.num_steps, "spacing": options.spacing},
-        **{"batch_size": options.batch_size},
+        **{"part_size": options.part_size},
     }
     who, overwrite = f"fastddpm evaluate {measure.name}", options.overwrite
     folder = JobFolder(options.out, who, settings, measure.results, overwrite=overwrite)
     if folder.complete:
         typer.echo(f"{options.out} already holds this result (--overwrite computes it again)")
         return
-    parts = parts_of(len(data), options.batch_size)
+    parts = parts_of(len(data), options.part_size)
     _run(bound, data, options, folder, parts)
     whole = merged(DataSetBound.from_arrays(folder.read(part)) for part in parts)
     found, line = measure.report(whole, options.out)

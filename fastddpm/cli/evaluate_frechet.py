@@ -21,11 +21,13 @@ from fastddpm.evaluation import (
     FeatureStatistics,
     ImageFile,
     MnistFeatures,
+    fidelity,
     frechet_distance,
     inception_metrics,
 )
 from fastddpm.evaluation.data_set import parts_of
-from fastddpm.evaluation.mnist_features import shipped
+from fastddpm.evaluation.frechet import refuse_singular
+from fastddpm.evaluation.mnist_features import check_shape, shipped
 from fastddpm.sampler.images import from_uint8
 from fastddpm.sampler.model import device_of
 from fastddpm.train.data import load_images
@@ -52,7 +54,7 @@ Policy: TypeAlias = Annotated[
     str, typer.Option(help="What is kept of samples that are floats: round, truncate or float.")
 ]
 PartSize: TypeAlias = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Images of a part; each is kept when done.")
+    int, typer.Option("--part-size", min=1, help="Images looked at at once; kept when done.")
 ]
 Weights: TypeAlias = Annotated[
     Path | None, typer.Option(help="Of inception: the file that torch-fidelity downloads.")
@@ -87,7 +89,7 @@ def frechet(
     data: Data,
     features: FeatureName = "mnist",
     policy: Policy = "round",
-    batch_size: PartSize = 500,
+    part_size: PartSize = 500,
     device: models.Device = None,
     weights: Weights = None,
     allow_singular: AllowSingular = False,
@@ -107,11 +109,17 @@ def frechet(
         raise ValueError(f"--features is one of {', '.join(FEATURES)}; got {features!r}")
     if weights is not None and features != "inception":
         raise ValueError("--weights are those of --features inception")
-    drawn = _of_file(samples, policy)
+    drawn = _of_file(samples, policy, features)
     known = _known(data, features)
-    real = _source(data) if known is None else None
+    real = _source(data, features) if known is None else None
+    place = device_of(shipped(), device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if features == "inception":
+        fidelity.required(weights)
+    elif not allow_singular:
+        fewest = min(one.count for one in (drawn, known, real) if one is not None)
+        refuse_singular(fewest, MnistFeatures.dimensions)
     settings = {
-        **{"features": features, "policy": policy, "batch_size": batch_size},
+        **{"features": features, "policy": policy, "part_size": part_size},
         "samples_sha256": drawn.digest,
         "data_sha256": _digest(data) if real is None else real.digest,
     }
@@ -120,12 +128,11 @@ def frechet(
     if folder.complete:
         typer.echo(f"{out} already holds this result (--overwrite computes it again)")
         return
-    place = device_of(shipped(), device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         if real is not None and features == "inception":
-            found = _inception(drawn, real, weights, batch_size, place)
+            found = _inception(drawn, real, weights, part_size, place)
         else:
-            found = _distance(folder, drawn, known or real, batch_size, place, allow_singular)
+            found = _distance(folder, drawn, known or real, part_size, place, allow_singular)
     except KeyboardInterrupt:
         typer.echo(f"what is done is kept in {out}; the same command goes on from there", err=True)
         raise
@@ -140,15 +147,15 @@ def _distance(
     folder: JobFolder,
     drawn: Source,
     data: FeatureStatistics | Source | None,
-    batch_size: int,
+    part_size: int,
     place: torch.device,
     allow_singular: bool,
 ) -> dict[str, Any]:
     """The figure in features of digits; the data's statistics are written beside it."""
     assert data is not None
     if isinstance(data, Source):
-        data = _statistics(folder, "data", data, batch_size, place, first=drawn.count)
-    of_samples = _statistics(folder, "samples", drawn, batch_size, place)
+        data = _statistics(folder, "data", data, part_size, place, first=drawn.count)
+    of_samples = _statistics(folder, "samples", drawn, part_size, place)
     data.save(folder.folder / STATISTICS, features=MnistFeatures.name)
     distance = frechet_distance(of_samples, data, allow_singular=allow_singular)
     return {"frechet_distance": distance, "samples": drawn.count, "data": data.count}
@@ -158,18 +165,21 @@ def _statistics(
     folder: JobFolder,
     what: str,
     source: Source,
-    batch_size: int,
+    part_size: int,
     place: torch.device,
     first: int = 0,
 ) -> FeatureStatistics:
     """Of a source, whose image k is the folder's first + k."""
     features = MnistFeatures()
-    parts = [range(first + p.start, first + p.stop) for p in parts_of(source.count, batch_size)]
-    # They were done in order.
-    done = sum(len(part) for part in parts if folder.has(part))
+    parts = [range(first + p.start, first + p.stop) for p in parts_of(source.count, part_size)]
     left = [part for part in parts if not folder.has(part)]
+    # One pass over the file from the first of them on, parts that are kept read and not looked at.
+    passed = parts[parts.index(left[0]) :] if left else []
+    start = passed[0].start - first if passed else source.count
     with Bar(f"features of {what}", sum(map(len, left)), unit="images") as bar:
-        for part, images in zip(left, source.batches(batch_size, done), strict=True):
+        for part, images in zip(passed, source.batches(part_size, start), strict=True):
+            if part not in left:
+                continue
             found = FeatureStatistics.of(features(images.to(place)))
             folder.write(part, **found.arrays())
             bar.advance(len(part))
@@ -178,13 +188,13 @@ def _statistics(
 
 
 def _inception(
-    drawn: Source, real: Source, weights: Path | None, batch_size: int, place: torch.device
+    drawn: Source, real: Source, weights: Path | None, part_size: int, place: torch.device
 ) -> dict[str, Any]:
     found = inception_metrics(
         drawn.as_bytes(),
         real.as_bytes(),
         weights=weights,
-        batch_size=batch_size,
+        batch_size=part_size,
         cuda=place.type == "cuda",
         verbose=True,
     )
@@ -203,10 +213,11 @@ def _known(data: Path, features: str) -> FeatureStatistics | None:
     return known
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path, features: str) -> Source:
     if path.suffix == ".npz":
-        return _of_file(path, "round")
+        return _of_file(path, "round", features)
     held = load_images(path)
+    _check_shape(tuple(held.images.shape[1:]), features)
 
     def batches(size: int, start: int) -> Iterator[Tensor]:
         for first in range(start, len(held), size):
@@ -215,9 +226,16 @@ def _source(path: Path) -> Source:
     return Source(len(held), held.fingerprint, batches, lambda: held.images)
 
 
-def _of_file(path: Path, policy: str) -> Source:
+def _of_file(path: Path, policy: str, features: str) -> Source:
     file = ImageFile(path, policy)
+    _check_shape(file.shape, features)
+    if features == "inception":
+        file.refuse_floats()
     return Source(file.count, _digest(path), file.batches, file.as_bytes)
+
+
+def _check_shape(shape: tuple[int, ...], features: str) -> None:
+    (fidelity.check_channels if features == "inception" else check_shape)(shape)
 
 
 def _digest(path: Path) -> str:

@@ -98,7 +98,12 @@ def _mixed(
     label: int | None,
 ) -> Tensor:
     """The decoded images, float32 [K, L, C, H, W]."""
-    a, b = (_image(sampler, end, seed, label) for end in ends)
+    # First what can fail: a picture that is missing is told before an image is sampled.
+    pictures = [None if _is_index(end) else _picture(sampler, end) for end in ends]
+    a, b = (
+        _sampled(sampler, int(end), seed, label) if picture is None else picture
+        for end, picture in zip(ends, pictures, strict=True)
+    )
     with Bar("interpolating", max(levels) + 1) as bar:
         return sampler.interpolate(
             a,
@@ -124,13 +129,20 @@ def _parse_weights(text: str) -> list[float]:
     return [k / (count - 1) for k in range(count)]
 
 
-def _image(sampler: Sampler, end: str, seed: int, label: int | None) -> Tensor:
-    """A picture as the model sees it, float32 [C, H, W]; digits mean a sample of the seed."""
-    if end.isascii() and end.isdecimal():
-        with Bar(f"sampling image {end}", sampler.diffusion.num_steps) as bar:
-            return sampler.sample(
-                indices=[int(end)], seed=seed, labels=label, progress=lambda _, __: bar.advance()
-            )[0]
+def _is_index(end: str) -> bool:
+    """Whether it means a sample of the seed, and no picture."""
+    return end.isascii() and end.isdecimal()
+
+
+def _sampled(sampler: Sampler, index: int, seed: int, label: int | None) -> Tensor:
+    with Bar(f"sampling image {index}", sampler.diffusion.num_steps) as bar:
+        return sampler.sample(
+            indices=[index], seed=seed, labels=label, progress=lambda _, __: bar.advance()
+        )[0]
+
+
+def _picture(sampler: Sampler, end: str) -> Tensor:
+    """A picture as the model sees it, float32 [C, H, W]."""
     image = from_uint8(load_png(Path(end), sampler.shape[0])[None])[0]
     if tuple(image.shape) != sampler.shape:
         size = " x ".join(str(s) for s in reversed(sampler.shape[1:]))

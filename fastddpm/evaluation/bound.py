@@ -35,7 +35,9 @@ from fastddpm.sampler.place import Place
 Progress = Callable[[int, int], None]
 
 # Rows that run at once where nobody says how many.
-AT_ONCE = 64
+ROWS_AT_ONCE = 64
+# How far beyond [-1, 1] images may lie where nothing clips x̂_0.
+FAR = 9.0
 
 
 class Bound:
@@ -70,7 +72,9 @@ class Bound:
         self._place = Place.of(model, diffusion, engine, device, dtype, cpu, tf32)
         self._network = NetworkCall(model, self._place)
         self._terms = Terms(diffusion, decoder)
-        self._batch_size = positive("batch_size", AT_ONCE if batch_size is None else batch_size)
+        self._batch_size = positive(
+            "batch_size", ROWS_AT_ONCE if batch_size is None else batch_size
+        )
         self.model = model
         self.diffusion = diffusion
 
@@ -148,7 +152,11 @@ class Bound:
         x_0 = torch.as_tensor(images) if isinstance(images, np.ndarray) else images
         if not isinstance(x_0, Tensor) or x_0.dtype != torch.uint8:
             x_0 = arguments.images("images", x_0)
-            arguments.within("images", x_0, self.diffusion.clip)
+            if self.diffusion.clip is None:
+                # Data need no bound then, as of a Gaussian; bytes' levels are told all the same.
+                arguments.within("images", x_0, 1.0, tolerance=FAR)
+            else:
+                arguments.within("images", x_0, self.diffusion.clip)
         shape = sample_shape(self.model)
         if x_0.ndim < 3 or (shape is not None and tuple(x_0.shape[1:]) != shape):
             expected = "[B, C, H, W]" if shape is None else f"a batch of {list(shape)}"

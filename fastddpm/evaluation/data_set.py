@@ -18,10 +18,11 @@ from fastddpm import atomic
 from fastddpm.evaluation.bits import BitsPerDim
 from fastddpm.evaluation.bound import Bound, Progress
 from fastddpm.evaluation.moments import Moments
-from fastddpm.sampler.arguments import Array
+from fastddpm.sampler import arguments
+from fastddpm.sampler.arguments import Array, Labels
 
 # Images of a part where nobody says how many.
-AT_ONCE = 64
+PART_SIZE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ class DataSetBound:
         return cls(*moments)
 
 
-def parts_of(count: int, size: int = AT_ONCE) -> list[range]:
+def parts_of(count: int, size: int = PART_SIZE) -> list[range]:
     """0, ..., count - 1 in parts of ``size``."""
     return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
@@ -113,7 +114,7 @@ def bounds_of_parts(
     images: Tensor | Array,
     seed: int = 0,
     *,
-    labels: Tensor | None = None,
+    labels: Labels | None = None,
     timesteps: int | None = None,
     parts: list[range] | None = None,
     advance: Callable[[int], None] | None = None,
@@ -121,9 +122,13 @@ def bounds_of_parts(
     """The bound of part after part of the images, image i with sample index i.
 
     images: [N, C, H, W], uint8 or floating; only a part at a time is converted.
-    labels: [N, ...] or None. timesteps: see ``bits_per_dim``. parts: which, all by default.
+    labels: one class for all images, or one for each.
+    timesteps: see ``bits_per_dim``. parts: which, all by default.
     advance: called with the number of terms done since.
     """
+    known = None
+    if labels is not None:
+        known = arguments.label_rows(labels, len(images), bound.model, torch.device("cpu"))
     for part in parts_of(len(images)) if parts is None else parts:
         rows = slice(part.start, part.stop)
         # Not named: a part's terms are gone before the next one's are computed.
@@ -134,7 +139,7 @@ def bounds_of_parts(
                     images[rows],
                     seed,
                     indices=part,
-                    labels=None if labels is None else labels[rows],
+                    labels=None if known is None else known[rows],
                     timesteps=timesteps,
                     progress=_steps_of(advance),
                 )
@@ -161,13 +166,13 @@ def bound_of_data(
     images: Tensor | Array,
     seed: int = 0,
     *,
-    labels: Tensor | None = None,
+    labels: Labels | None = None,
     timesteps: int | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> DataSetBound:
     """The bound over all images, each taken once; arguments as ``bounds_of_parts``.
 
-    Raises ValueError if there are none.
+    Raises ValueError if there are none, or for another number of labels.
     """
     if not len(images):
         raise ValueError("images must hold at least one image")

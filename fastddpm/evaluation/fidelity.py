@@ -86,6 +86,19 @@ def inception_metrics(
     )
 
 
+def required(weights: Path | None) -> None:
+    """ImportError or ValueError where ``inception_metrics`` would lack torch-fidelity or its
+    weights."""
+    _imported()
+    _weights(weights)
+
+
+def check_channels(shape: tuple[int, ...]) -> None:
+    """ValueError for images (C, H, W) that are neither grey nor RGB."""
+    if shape[0] not in (1, 3):
+        raise ValueError(f"Inception takes pictures (C, H, W) with C = 1 or 3; got {list(shape)}")
+
+
 def _imported() -> ModuleType:
     try:
         import torch_fidelity

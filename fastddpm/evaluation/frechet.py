@@ -144,17 +144,22 @@ def frechet_distance(
         raise ValueError(
             f"expected features of one kind, got {len(a.mean)} and {len(b.mean)} dimensions"
         )
-    fewest, dimensions = min(a.count, b.count), len(a.mean)
-    if fewest <= dimensions and not allow_singular:
-        raise ValueError(
-            f"the covariance of {fewest} samples in {dimensions} dimensions is singular, and the "
-            f"distance would tell their number: expected more than {dimensions} samples, or "
-            "allow_singular=True (--allow-singular)"
-        )
+    if not allow_singular:
+        refuse_singular(min(a.count, b.count), len(a.mean))
     of_a, of_b = a.covariance, b.covariance
     common = torch.linalg.svdvals(_factor(of_a).T @ _factor(of_b)).sum()
     between = (a.mean - b.mean).square().sum()
     return float(between + of_a.trace() + of_b.trace() - 2 * common)
+
+
+def refuse_singular(samples: int, dimensions: int) -> None:
+    """ValueError for no more samples than dimensions."""
+    if samples <= dimensions:
+        raise ValueError(
+            f"the covariance of {samples} samples in {dimensions} dimensions is singular, and the "
+            f"distance would tell their number: expected more than {dimensions} samples, or "
+            "allow_singular=True (--allow-singular)"
+        )
 
 
 def _factor(covariance: Tensor) -> Tensor:

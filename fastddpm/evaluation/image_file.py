@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastddpm.sampler.images import PIXELS, as_pixels, from_uint8
+from fastddpm.sampler.images import ARRAYS, PIXELS, as_pixels, from_uint8
 
 # Images that ``as_bytes`` takes at a time.
 READ = 512
-NAMES = ("samples", "images", "train_images", "arr_0")
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, SyntaxError)
 
 
@@ -51,7 +50,10 @@ class ImageFile:
             self.shape = (shape[3], shape[1], shape[2])
 
     def batches(self, size: int, start: int = 0) -> Iterator[Tensor]:
-        """Images start, start + 1, ..., float32 [b, C, H, W] in [-1, 1], ``size`` at a time."""
+        """Images start, start + 1, ..., float32 [b, C, H, W] in [-1, 1], ``size`` at a time.
+
+        ValueError at one that holds NaN or Inf, of which a policy would make a byte.
+        """
         with self._opened() as (array, shape, dtype):
             one = dtype.itemsize * int(np.prod(shape[1:]))
             array.seek(start * one, 1)
@@ -61,17 +63,24 @@ class ImageFile:
                 if len(content) < count * one:
                     raise ValueError(f"{self.path}: truncated at image {first}")
                 rows = np.frombuffer(content, dtype).reshape(count, *shape[1:])
+                whole = np.isfinite(rows).all((1, 2, 3))
+                if not whole.all():
+                    raise ValueError(f"{self.path}: NaN or Inf in image {first + whole.argmin()}")
                 yield self._images(torch.from_numpy(rows.copy()))
 
     def as_bytes(self) -> Tensor:
         """All of them as bytes, uint8 [N, C, H, W]. ValueError for the policy "float"."""
-        if not self.holds_bytes and self._policy == "float":
-            raise ValueError(f"{self.path} holds floats: round or truncate them to get bytes")
+        self.refuse_floats()
         whole = torch.empty(self.count, *self.shape, dtype=torch.uint8)
         for first, images in zip(range(0, self.count, READ), self.batches(READ), strict=True):
             # Exact: what a byte became is nearest to it.
             whole[first : first + READ] = ((images + 1) * 127.5).round()
         return whole
+
+    def refuse_floats(self) -> None:
+        """ValueError where images are not bytes: the policy "float" of a file of floats."""
+        if not self.holds_bytes and self._policy == "float":
+            raise ValueError(f"{self.path} holds floats: round or truncate them to get bytes")
 
     def _images(self, rows: Tensor) -> Tensor:
         if rows.dtype == torch.uint8:
@@ -85,9 +94,9 @@ class ImageFile:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 held = set(archive.namelist())
-                name = next((n for n in NAMES if f"{n}.npy" in held), None)
+                name = next((n for n in ARRAYS if f"{n}.npy" in held), None)
                 if name is None:
-                    raise ValueError(f"expected an array {' or '.join(NAMES)}, got {sorted(held)}")
+                    raise ValueError(f"expected an array {' or '.join(ARRAYS)}, got {sorted(held)}")
                 with archive.open(f"{name}.npy") as array:
                     version = np.lib.format.read_magic(array)
                     read = {

@@ -31,11 +31,13 @@ class KernelDistance:
 
 def kernel_distance(x: Tensor, y: Tensor, block: int = BLOCK) -> KernelDistance:
     """Between features x [M, D] and y [N, D], in as many blocks of both as hold about ``block`` of
-    the smaller set. Raises ValueError for fewer than two samples, or other shapes."""
+    the smaller set. Raises ValueError for fewer than two samples, other shapes, NaN or Inf."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
             f"expected features [M, D] and [N, D], got {list(x.shape)} and {list(y.shape)}"
         )
+    if not (x.isfinite().all() and y.isfinite().all()):
+        raise ValueError("expected finite features, got NaN or Inf")
     fewest = min(len(x), len(y))
     if fewest < 2 or block < 2:
         raise ValueError(f"expected two samples at least in a block, got {min(fewest, block)}")

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from fastddpm.sampler import arguments
+
 WEIGHTS = "assets/mnist_features/model.safetensors"
 SHAPE = (1, 28, 28)
 
@@ -50,13 +52,17 @@ class MnistFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Raises ValueError for images of another shape."""
-        if tuple(images.shape[1:]) != SHAPE:
-            raise ValueError(
-                f"the features of MNIST are of images {list(SHAPE)}, got {list(images.shape[1:])}"
-            )
+        """Raises ValueError for images of another shape or dtype, or beyond [-1, 1]."""
+        check_shape(tuple(images.shape[1:]))
+        arguments.within("images", arguments.images("images", images), 1.0)
         features: Tensor = self._hidden.to(images.device)(images.float())
         return features
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """ValueError for images of another shape (C, H, W) than these are features of."""
+    if shape != SHAPE:
+        raise ValueError(f"the features of MNIST are of images {list(SHAPE)}, got {list(shape)}")
 
 
 def shipped() -> nn.Sequential:

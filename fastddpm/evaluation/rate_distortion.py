@@ -26,7 +26,7 @@ from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.evaluation.bound import Bound
 from fastddpm.evaluation.data_set import DataSetBound, bound_of_data
 from fastddpm.evaluation.likelihood import Settings
-from fastddpm.sampler.arguments import Array
+from fastddpm.sampler.arguments import Array, Labels
 from fastddpm.sampler.model import Model
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 
 class RateDistortion(NamedTuple):
-    """float64 [T], entry k-1 of reverse step k: see above. The rate rises, the distortion falls.
+    """float64 [T], entry k-1 of reverse step k: see above. The rate rises. The
+    distortion falls in expectation; its estimate from few images or timesteps may rise between two.
 
     rate: bits per dimension so far. distortion: mean square error of images in [-1, 1], over
     images and pixels. rmse: its root on the scale of 0 to 255.
@@ -92,7 +93,7 @@ def rate_distortion(
     images: Tensor | Array,
     seed: int = 0,
     *,
-    labels: Tensor | None = None,
+    labels: Labels | None = None,
     advance: Callable[[int], None] | None = None,
     **settings: Unpack[Settings],
 ) -> RateDistortion:

@@ -49,6 +49,8 @@ class Terms:
 
         output: [R, C or 2C, ...], x_0, x_t [R, C, ...], t int64 [R] on the host.
         """
+        if x_t.device.type == "mps":  # It has no float64.
+            output, x_0, x_t = (v.cpu() for v in (output, x_0, x_t))
         there = t.to(x_t.device)
         if not self._weighted:
             output, x_0, x_t = (v.double() for v in (output, x_0, x_t))

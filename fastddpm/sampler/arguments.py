@@ -137,11 +137,11 @@ def images(name: str, value: Any) -> Tensor:
     return tensor
 
 
-def within(name: str, images: Tensor, bound: float | None) -> None:
+def within(name: str, images: Tensor, bound: float | None, tolerance: float = 1e-3) -> None:
     """ValueError for images with values beyond the bound of x_0, which no chain leads to."""
     largest = float(images.abs().max()) if images.numel() else 0.0
     # Not so for NaN, either. Last bits of a picture that went through a network do not count.
-    if bound is not None and not largest <= bound * (1 + 1e-3):
+    if bound is not None and not largest <= bound * (1 + tolerance):
         raise ValueError(
             f"{name} must lie in [{-bound:g}, {bound:g}] (fastddpm.sampler.from_uint8 makes such "
             f"of bytes), got values up to {largest:.4g}"

@@ -17,6 +17,8 @@ from fastddpm import atomic
 PNG_CHANNELS = (1, 3)
 # What is kept of x: a byte, rounded (diffusers, PIL) or truncated (OpenAI's scripts), or x (Ho).
 PIXELS = ("round", "truncate", "float")
+# What an .npz file calls its images [N, H, W, C]: fastddpm sample "samples", OpenAI's "arr_0".
+ARRAYS = ("samples", "images", "train_images", "arr_0")
 
 
 def to_uint8(x: Tensor) -> Tensor:

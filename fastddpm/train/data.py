@@ -18,7 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from fastddpm.sampler.images import from_uint8
+from fastddpm.sampler.images import ARRAYS, from_uint8
 from fastddpm.train.idx import read_idx
 from fastddpm.train.order import Epoch
 
@@ -40,7 +40,6 @@ _DAMAGED = (
     RuntimeError,
     MemoryError,
 )
-NPZ_IMAGES = ("images", "train_images", "arr_0")
 NPZ_LABELS = ("labels", "train_labels", "arr_1")
 
 
@@ -168,9 +167,9 @@ def _npz_arrays(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
     archive = np.load(file, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("expected an archive of named arrays, got a single array (.npy)")
-    keys = [next((k for k in names if k in archive), None) for names in (NPZ_IMAGES, NPZ_LABELS)]
+    keys = [next((k for k in names if k in archive), None) for names in (ARRAYS, NPZ_LABELS)]
     if keys[0] is None:
-        raise ValueError(f"expected an array named {' or '.join(NPZ_IMAGES)}, got {archive.files}")
+        raise ValueError(f"expected an array named {' or '.join(ARRAYS)}, got {archive.files}")
     return {key: archive[key] for key in keys if key is not None}
 
 
