@@ -64,6 +64,7 @@ def test_the_distance_under_each_policy(files: dict[str, Path], tmp_path: Path) 
         assert f"frechet_distance: {result(out)['frechet_distance']:.6g}" in output
         found[policy] = result(out)["frechet_distance"]
         assert not (out / "parts").exists()
+        assert (out / "frechet.png").read_bytes().startswith(b"\x89PNG")
     assert len(set(found.values())) == 3
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastddpm.evaluation import FeatureStatistics, frechet_distance, kernel_distance, statistics_of
+from fastddpm.evaluation.frechet import along_data
 
 
 def features(count: int, dimensions: int = 12, seed: int = 0) -> Tensor:
@@ -166,3 +167,19 @@ def test_the_kernel_distance_is_unbiased_and_knows_its_error() -> None:
         spoilt[3, 4] = value
         with pytest.raises(ValueError, match="expected finite features"):
             kernel_distance(x, spoilt)
+
+
+def test_sets_along_the_axes_of_the_data() -> None:
+    """Axes that are turned, deviations and means that are known along them."""
+    generator = torch.Generator().manual_seed(3)
+    turned, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))
+    deviations, others = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 5.0, 2.0])
+    apart = torch.tensor([0.5, -2.0, 0.0])
+
+    def statistics(spread: torch.Tensor, mean: torch.Tensor) -> FeatureStatistics:
+        covariance = turned @ torch.diag(spread.double() ** 2) @ turned.T
+        return FeatureStatistics(11, turned @ mean.double(), 10 * covariance)
+
+    found = along_data(statistics(others, apart), statistics(deviations, torch.zeros(3)))
+    for values, expected in zip(found, (deviations, others, apart.abs()), strict=True):
+        torch.testing.assert_close(values, expected.double(), rtol=1e-12, atol=1e-12)

@@ -26,7 +26,7 @@ from fastddpm.evaluation import (
     inception_metrics,
 )
 from fastddpm.evaluation.data_set import parts_of
-from fastddpm.evaluation.frechet import refuse_singular
+from fastddpm.evaluation.frechet import refuse_singular, save_plot
 from fastddpm.evaluation.mnist_features import check_shape, shipped
 from fastddpm.sampler.images import from_uint8
 from fastddpm.sampler.model import device_of
@@ -34,7 +34,7 @@ from fastddpm.train.data import load_images
 
 COMMAND = "fastddpm evaluate frechet"
 FEATURES = ("mnist", "inception")
-STATISTICS, RESULT = "data.safetensors", "frechet.json"
+STATISTICS, PLOT, RESULT = "data.safetensors", "frechet.png", "frechet.json"
 
 Samples: TypeAlias = Annotated[
     Path, typer.Argument(help="The samples.npz of fastddpm sample, or another .npz of images.")
@@ -98,8 +98,8 @@ def frechet(
 ) -> None:
     """The Fréchet distance between samples and data; with --features inception FID, IS and KID.
 
-    Writes OUT/frechet.json and OUT/settings.json, and the data's statistics as
-    OUT/data.safetensors. Parts are kept as they finish: after Ctrl-C or a crash the same command
+    Writes OUT/frechet.json and OUT/settings.json; of the built-in features a plot, OUT/frechet.png,
+    and the data's statistics as OUT/data.safetensors. Parts are kept as they finish: after Ctrl-C or a crash the same command
     goes on where it stopped (inception starts again). Distances compare for equal numbers of
     samples only.
 
@@ -123,7 +123,7 @@ def frechet(
         "samples_sha256": drawn.digest,
         "data_sha256": _digest(data) if real is None else real.digest,
     }
-    results = (STATISTICS, RESULT) if features == "mnist" else (RESULT,)
+    results = (STATISTICS, PLOT, RESULT) if features == "mnist" else (RESULT,)
     folder = JobFolder(out, COMMAND, settings, results, overwrite=overwrite)
     if folder.complete:
         typer.echo(f"{out} already holds this result (--overwrite computes it again)")
@@ -141,6 +141,7 @@ def frechet(
     folder.remove_parts()
     for name, value in found.items():
         typer.echo(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+    typer.echo(f"in {out}")
 
 
 def _distance(
@@ -158,6 +159,7 @@ def _distance(
     of_samples = _statistics(folder, "samples", drawn, part_size, place)
     data.save(folder.folder / STATISTICS, features=MnistFeatures.name)
     distance = frechet_distance(of_samples, data, allow_singular=allow_singular)
+    save_plot(folder.folder / PLOT, of_samples, data)
     return {"frechet_distance": distance, "samples": drawn.count, "data": data.count}
 
 

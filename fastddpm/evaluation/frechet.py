@@ -162,6 +162,35 @@ def refuse_singular(samples: int, dimensions: int) -> None:
         )
 
 
+def along_data(
+    samples: FeatureStatistics, data: FeatureStatistics
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Along each principal axis of the data, the widest first: the deviation of the data, that of
+    the samples, and the distance of the means; float64 [D] each."""
+    variances, axes = (part.flip(-1) for part in torch.linalg.eigh(data.covariance))
+    of_samples = (axes * (samples.covariance @ axes)).sum(0)
+    apart = ((samples.mean - data.mean) @ axes).abs()
+    return variances.clamp(min=0).sqrt(), of_samples.clamp(min=0).sqrt(), apart
+
+
+def save_plot(path: Path, samples: FeatureStatistics, data: FeatureStatistics) -> None:
+    """``along_data`` as a PNG: where two sets differ."""
+    # Not pyplot, whose backend and figures are the process's.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 3), layout="constrained")
+    axes = figure.subplots()
+    lines = ("deviation of the data", "deviation of the samples", "distance of the means")
+    colours = ("black", "C1", "C0")
+    for name, colour, values in zip(lines, colours, along_data(samples, data), strict=True):
+        axes.plot(torch.arange(1, len(values) + 1), values, color=colour, label=name)
+    axes.set(xlabel="principal axis of the data", ylabel="features", yscale="log")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    with atomic.replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+
+
 def _factor(covariance: Tensor) -> Tensor:
     """F with F Fᵀ the covariance, float64 [D, D]."""
     values, vectors = torch.linalg.eigh(covariance)
