@@ -99,9 +99,9 @@ def frechet(
     """The Fréchet distance between samples and data; with --features inception FID, IS and KID.
 
     Writes OUT/frechet.json and OUT/settings.json; of the built-in features a plot, OUT/frechet.png,
-    and the data's statistics as OUT/data.safetensors. Parts are kept as they finish: after Ctrl-C or a crash the same command
-    goes on where it stopped (inception starts again). Distances compare for equal numbers of
-    samples only.
+    and the data's statistics as OUT/data.safetensors. Parts are kept as they finish: after Ctrl-C
+    or a crash the same command goes on where it stopped (inception starts again). Distances
+    compare for equal numbers of samples only.
 
     Example: fastddpm evaluate frechet samples/samples.npz --data t10k-images-idx3-ubyte.gz
     """
