@@ -59,14 +59,10 @@ def branches(
     sampler, unet = models.load_sampler(model, None, "linspace", engine, device, dtype, cpu)
     grid.check_model(sampler)
     levels = grid.steps_of(t, sampler)
-    try:
-        with Bar("sampling", sampler.diffusion.num_steps) as bar:
-            found = sampler.branches(
-                *(index, levels, num, seed), labels=label, progress=lambda _, __: bar.advance()
-            )
-    except KeyboardInterrupt:
-        grid.told_of_interruption()
-        raise
+    with grid.unwritten(), Bar("sampling", sampler.diffusion.num_steps) as bar:
+        found = sampler.branches(
+            *(index, levels, num, seed), labels=label, progress=lambda _, __: bar.advance()
+        )
     settings = {
         "command": COMMAND,
         **models.identity(model, unet, sampler.diffusion, dtype, weights),

@@ -27,9 +27,8 @@ from fastddpm.evaluation import (
 )
 from fastddpm.evaluation.data_set import parts_of
 from fastddpm.evaluation.frechet import refuse_singular, save_plot
-from fastddpm.evaluation.mnist_features import check_shape, shipped
+from fastddpm.evaluation.mnist_features import check_shape
 from fastddpm.sampler.images import from_uint8
-from fastddpm.sampler.model import device_of
 from fastddpm.train.data import load_images
 
 COMMAND = "fastddpm evaluate frechet"
@@ -112,7 +111,7 @@ def frechet(
     drawn = _of_file(samples, policy, features)
     known = _known(data, features)
     real = _source(data, features) if known is None else None
-    place = device_of(shipped(), device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = models.place_of(device)
     if features == "inception":
         fidelity.required(weights)
     elif not allow_singular:
@@ -154,9 +153,10 @@ def _distance(
 ) -> dict[str, Any]:
     """The figure in features of digits; the data's statistics are written beside it."""
     assert data is not None
+    features = MnistFeatures()
     if isinstance(data, Source):
-        data = _statistics(folder, "data", data, part_size, place, first=drawn.count)
-    of_samples = _statistics(folder, "samples", drawn, part_size, place)
+        data = _statistics(folder, "data", data, features, part_size, place, first=drawn.count)
+    of_samples = _statistics(folder, "samples", drawn, features, part_size, place)
     data.save(folder.folder / STATISTICS, features=MnistFeatures.name)
     distance = frechet_distance(of_samples, data, allow_singular=allow_singular)
     save_plot(folder.folder / PLOT, of_samples, data)
@@ -167,12 +167,12 @@ def _statistics(
     folder: JobFolder,
     what: str,
     source: Source,
+    features: MnistFeatures,
     part_size: int,
     place: torch.device,
     first: int = 0,
 ) -> FeatureStatistics:
     """Of a source, whose image k is the folder's first + k."""
-    features = MnistFeatures()
     parts = [range(first + p.start, first + p.stop) for p in parts_of(source.count, part_size)]
     left = [part for part in parts if not folder.has(part)]
     # One pass over the file from the first of them on, parts that are kept read and not looked at.

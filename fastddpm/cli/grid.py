@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -54,6 +56,11 @@ def write(out: Path, rows: Tensor, settings: dict[str, Any]) -> None:
     atomic.write(out.with_suffix(".json"), json.dumps(settings, indent=2) + "\n")
 
 
-def told_of_interruption() -> None:
-    """What Ctrl-C leaves behind."""
-    typer.echo("nothing was written; the same command starts again", err=True)
+@contextmanager
+def unwritten() -> Iterator[None]:
+    """Around the work before ``write``: Ctrl-C tells that there is nothing yet."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("nothing was written; the same command starts again", err=True)
+        raise

@@ -73,11 +73,8 @@ def interpolate(
     sampler, unet = models.load_sampler(model, None, "linspace", engine, device, dtype, cpu)
     grid.check_model(sampler)
     levels = grid.steps_of(t, sampler)
-    try:
+    with grid.unwritten():
         images = _mixed(sampler, (a, b), levels, shares, seed, resample_noise, label)
-    except KeyboardInterrupt:
-        grid.told_of_interruption()
-        raise
     settings = {
         "command": COMMAND,
         **models.identity(model, unet, sampler.diffusion, dtype, weights),

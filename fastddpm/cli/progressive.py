@@ -68,11 +68,8 @@ def progressive(
     grid.check_model(sampler)
     options = how.options_of(method, eta, corrections, step_size, clip, None, None, None)
     calls = how.check(options, sampler.diffusion, None, unet)
-    try:
+    with grid.unwritten():
         left, images = _estimates(sampler, num, seed, -(-calls // columns), calls, label, options)
-    except KeyboardInterrupt:
-        grid.told_of_interruption()
-        raise
     settings = {
         "command": COMMAND,
         **models.identity(model, unet, sampler.diffusion, dtype, weights),

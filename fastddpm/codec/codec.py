@@ -20,7 +20,7 @@ image's check and never passes for pixels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,13 +38,14 @@ from fastddpm.codec.process import Process, cubic
 from fastddpm.codec.sender import Encoded as Encoded
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.engine import CpuOptions
+from fastddpm.gaussian import CDFS
 from fastddpm.sampler import from_uint8, to_uint8
 from fastddpm.sampler.call import NetworkCall
 from fastddpm.sampler.model import Model, sample_shape, unet_of
 from fastddpm.sampler.place import Place
+from fastddpm.sampler.runs import Progress
 
 STEPS, TARGET = 40, 6.0
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Codec:
             ValueError: arguments that do not fit, or a chain whose steps are too large.
             FloatingPointError: NaN or Inf from the network.
         """
-        if decoder not in ("erf", "tanh"):
+        if decoder not in CDFS:
             raise ValueError(f"decoder is erf or tanh, got {decoder!r}")
         most = arguments.whole("most", most)
         if not 0 < tolerance < 1 or not 1 <= most <= MOST_CANDIDATES:

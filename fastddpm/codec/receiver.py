@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from fastddpm.codec.entropy import Reader
 from fastddpm.codec.levels import Levels
 from fastddpm.codec.process import Law, Process, pixel_laws
 from fastddpm.codec.rotation import Rotation
+from fastddpm.sampler.runs import Progress
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def receive(
     header: Header,
     reader: Reader,
     end: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Iterator[State]:
     """What is known after each stage, 1 to ``end``; the pixels' stage image by image.
 

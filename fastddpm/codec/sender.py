@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from fastddpm.codec.journal import Journal
 from fastddpm.codec.levels import Levels, level_of
 from fastddpm.codec.process import Law, Process, pixel_bits, pixel_laws
 from fastddpm.codec.rotation import Rotation
+from fastddpm.sampler.runs import Progress
 
 TOLERANCE, MOST = 0.01, 1 << 18
 
@@ -125,7 +126,7 @@ def send(
     images: Tensor,
     x_0: Tensor,
     search: Search,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Encoded:
     """The file of images uint8 [N, H, W, C], the same as x_0 float32 [N, C, H, W] in [-1, 1]."""
     sender, steps, count = Sender(process, header, search), process.steps, len(x_0)

@@ -11,8 +11,6 @@ as T images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,8 +29,7 @@ from fastddpm.sampler.call import NetworkCall
 from fastddpm.sampler.model import Model, isolated, sample_shape
 from fastddpm.sampler.noise_source import CallerNoise, GivenNoise
 from fastddpm.sampler.place import Place
-
-Progress = Callable[[int, int], None]
+from fastddpm.sampler.runs import Progress
 
 # Rows that run at once where nobody says how many.
 ROWS_AT_ONCE = 64

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from fastddpm import atomic
 from fastddpm.evaluation.bits import BitsPerDim
-from fastddpm.evaluation.bound import Bound, Progress
+from fastddpm.evaluation.bound import Bound
 from fastddpm.evaluation.moments import Moments
 from fastddpm.sampler import arguments
 from fastddpm.sampler.arguments import Array, Labels
+from fastddpm.sampler.runs import Progress
 
 # Images of a part where nobody says how many.
 PART_SIZE = 64

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from fastddpm.diffusion import GaussianDiffusion
 from fastddpm.evaluation.bits import BitsPerDim
-from fastddpm.evaluation.bound import Bound, Progress
+from fastddpm.evaluation.bound import Bound
 from fastddpm.evaluation.terms import Decoder
 from fastddpm.sampler.arguments import Array, Indices, Labels
 from fastddpm.sampler.model import Model
 from fastddpm.sampler.noise_source import CallerNoise
+from fastddpm.sampler.runs import Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
