@@ -163,11 +163,11 @@ def test_cpu_kernels_pass(check: str) -> None:
 
 
 def test_reference_hashes_are_those_of_every_machine() -> None:
-    """Nothing but integers and separately rounded float32 operations goes into them. New cases
+    """Nothing but integers and float32 operations that round as specified goes into them. New cases
     change them; nothing else may."""
     assert {name: sha[:16] for name, sha in selfcheck.reference_hashes().items()} == {
         "normal": "959ca7960475fe3e",
-        "ancestral_step": "499a4740d3d84320",
+        "ancestral_step": "05be6fb8c3cb9359",
         "q_sample": "53a8155a3b7b626e",
     }
 

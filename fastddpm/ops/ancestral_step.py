@@ -75,8 +75,7 @@ def ancestral_step_(
             last: receives x_{t-1}, the network's next input, and zeros in the channels from C on.
         first_nonfinite: int64 [1], -1 before the chain: raised to i if model_output or x_{t-1}
             holds NaN or Inf. As i counts down, it keeps the first step that did.
-        backend: "auto", "reference", "cpu" or "triton". With a fixed variance they agree bit for
-            bit; with a learned one the exponential's last bits differ.
+        backend: "auto", "reference", "cpu" or "triton"; they agree bit for bit.
 
     Raises:
         ValueError: shapes, dtypes, layouts or names other than these; a tensor that needs a

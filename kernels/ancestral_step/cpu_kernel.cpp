@@ -1,8 +1,7 @@
 // One reverse step, x_{t-1} from x_t, the model's output and noise (given, or drawn here).
 //
-// Specification: reference.py, agreed with bit for bit for a fixed variance. With a learned one the
-// exponential is within 2 ulp of the true value (torch's own: 1), so x_{t-1} differs by at most
-// 3 ulp of sigma z, plus one of x_{t-1}. NaN passes through the clamp, as in torch.clamp.
+// Specification: reference.py, agreed with bit for bit. NaN passes through the clamp, as in
+// torch.clamp.
 #include "../common/kernels.h"
 #include "../common/philox.h"
 #include "../include/fastddpm.h"
@@ -21,26 +20,33 @@ static inline f32 clamp(f32 v, float low, float high) {
   return v > high ? broadcast(high) : v;
 }
 
-// 2^n for n in [-126, 127]; any other n, as NaN leads to, gives some number.
-static inline f32 power_of_two(i32 n) {
-  return reinterpret_cast<f32>(reinterpret_cast<u32>(n + 127) << 23);
+struct Factors {
+  f32 factor, power;
+};
+
+// exp(v / 2) as 2 exp(r / 2) and 2^(n - 1), v = n ln 4 + r; if v is NaN, so is the first.
+static inline Factors exponential(f32 v) {
+  constexpr float TWICE_EXP_HALF[] = {2.0f,
+                                      1.0f,
+                                      0.24999997019767761f,
+                                      0.041666302829980850f,
+                                      0.0052085332572460175f,
+                                      0.00052304222481325269f,
+                                      0.000043189655116293579f};
+  constexpr float LOG_4_E = 0.72134751081466675f, LN_4 = 1.3862943649291992f;
+  constexpr float ROUND = 12582911.0f;  // 1.5 2^23 - 1: the sum's bits show n - 1
+  constexpr uint32_t ONE_BITS = 0x3F800000;
+  const f32 shifted = fused_multiply_add(v, broadcast(LOG_4_E), broadcast(ROUND));
+  const f32 r = fused_multiply_add(shifted - ROUND, broadcast(-LN_4), v);
+  f32 factor = broadcast(TWICE_EXP_HALF[6]);
+  for (int k = 5; k >= 0; --k) {
+    factor = fused_multiply_add(r, factor, broadcast(TWICE_EXP_HALF[k]));
+  }
+  return {factor, reinterpret_cast<f32>((reinterpret_cast<u32>(shifted) << 23) + ONE_BITS)};
 }
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 in two parts (Cody and Waite), Taylor to
-// r^7 (|r| <= 0.347: 2e-8 relative). 2^n goes in as two factors, so infinity, subnormals and 0 come
-// out by themselves.
-static inline f32 exponential(f32 x) {
-  constexpr float TAYLOR[] = {1.0f,      1.0f,       1.0f / 2,   1.0f / 6,
-                              1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
-  constexpr float ROUND = 0x1.8p23f;  // adding it rounds to an integer and shows it in the bits
-  x = clamp(x, -105.0f, 90.0f);
-  const f32 shifted = x * 0x1.715476p0f + ROUND;
-  const f32 n = shifted - ROUND;
-  const f32 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  const i32 exponent = as_i32(shifted) - 0x4B400000;
-  const i32 half = exponent >> 1;
-  return polynomial(TAYLOR, r) * power_of_two(half) * power_of_two(exponent - half);
-}
+// Of v, so that exp(v / 2) is 4e-38, which is taken from it, and infinity.
+constexpr float LOWEST = -172, HIGHEST = 178;
 
 // What a step's arguments say of every element. A copy that no vector's store can alias stays in
 // registers.
@@ -76,15 +82,20 @@ struct Step {
     return x_0 * mean_from_x0 + x * mean_from_x;
   }
 
-  // v is the variance half of the model's output.
-  f32 deviation(f32 v) const {
-    if (variance == FASTDDPM_VARIANCE_FIXED) return broadcast(sigma);
+  // x_{t-1}; v is the variance half of the model's output.
+  f32 previous(f32 mean, f32 v, f32 z) const {
+    if (variance == FASTDDPM_VARIANCE_FIXED) return mean + sigma * z;
     f32 log_variance = v;
     if (variance == FASTDDPM_VARIANCE_LEARNED_RANGE) {
-      const f32 fraction = (v + 1.0f) * 0.5f;
-      log_variance = fraction * log_variance_max + (1.0f - fraction) * log_variance_min;
+      log_variance =
+          fused_multiply_add(v, broadcast((log_variance_max - log_variance_min) * 0.5f),
+                             broadcast((log_variance_max + log_variance_min) * 0.5f));
     }
-    return noise_gate * exponential(log_variance * 0.5f);
+    const float highest = noise_gate != 0 ? HIGHEST : LOWEST;
+    const Factors own = exponential(clamp(log_variance, LOWEST, highest));
+    const Factors least = exponential(broadcast(LOWEST));
+    const f32 deviation = fused_multiply_add(own.factor, own.power, -(least.factor * least.power));
+    return fused_multiply_add(deviation, z, mean);
   }
 };
 
@@ -98,7 +109,7 @@ static inline f32 step_elements(const Step& step, float* x_prev, float* x_0, con
     const f32 x_t = load(x + at, lanes), out = load(output + at, lanes);
     const f32 v = elements == 0 ? out : load(output + elements + at, lanes);
     const f32 estimate = step.x_0(x_t, out);
-    const f32 next = step.mean(estimate, x_t, out) + step.deviation(v) * load(z + at, lanes);
+    const f32 next = step.previous(step.mean(estimate, x_t, out), v, load(z + at, lanes));
     store(x_prev + at, next, lanes);
     if (x_0 != nullptr) store(x_0 + at, estimate, lanes);
     strange += (out - out) + (v - v) + (next - next);

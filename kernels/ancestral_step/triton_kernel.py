@@ -1,8 +1,6 @@
 """One reverse step on a GPU: noise, x_0, mean, x_{t-1} and the next network input in one pass.
 
-Specification: reference.py, agreed with bit for bit for a fixed variance. With a learned one x_0
-and the mean still are; sigma, and the mean plus sigma z, are fused multiply-adds. sigma of a
-log-variance v is within 1.1 ulp of exp(v / 2) for v in [-24, 6], 2 for |v| <= 60 (torch's own: 1).
+Specification: reference.py, agreed with bit for bit; what it fuses is fused here, and nothing else.
 NaN passes through the clamps, as in torch.clamp. Seed, sample indices, timesteps, table and row
 are read from device memory, so one captured launch serves every step of every call.
 """
@@ -16,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from fastddpm.kernels.ancestral_step import reference
 from fastddpm.kernels.ancestral_step.call import NETWORK_DTYPES, StepCall, is_channels_last
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 from fastddpm.kernels.common.launch import Launch
@@ -44,27 +43,13 @@ LEARNED = tl.constexpr(1)
 LEARNED_RANGE = tl.constexpr(2)
 VARIANCE_CODES = {"fixed_small": 0, "fixed_large": 0, "learned": 1, "learned_range": 2}
 
-# 2 exp(r / 2) for |r| <= ln 2, lowest power first: a minimax fit, 0.03 ulp.
-TWICE_EXP_HALF = tl.constexpr(
-    (
-        2.0,
-        1.0,
-        0.24999997019767761,
-        0.041666302829980850,
-        0.0052085332572460175,
-        0.00052304222481325269,
-        0.000043189655116293579,
-    )
-)
-LOG_4_E = tl.constexpr(0.72134751081466675)
-# 4e-9 too much, which n = round(v / ln 4) multiplies: half an ulp at |v| = 24, 1.4 at 60.
-LN_4 = tl.constexpr(1.3862943649291992)
-# 1.5 2^23 rounds what is added to it to an integer n, which its bits show; less 1, they show n - 1.
-ROUND = tl.constexpr(12582911.0)
-ONE_BITS = tl.constexpr(0x3F800000)
-# exp(v / 2) is 4e-38 at the lowest v that is told apart, and infinity at the highest.
-LOWEST = tl.constexpr(-172.0)
-HIGHEST = tl.constexpr(178.0)
+TWICE_EXP_HALF = tl.constexpr(reference.TWICE_EXP_HALF)
+LOG_4_E = tl.constexpr(reference.LOG_4_E)
+LN_4 = tl.constexpr(reference.LN_4)
+ROUND = tl.constexpr(reference.ROUND)
+ONE_BITS = tl.constexpr(reference.ONE_BITS)
+LOWEST = tl.constexpr(reference.LOWEST)
+HIGHEST = tl.constexpr(reference.HIGHEST)
 
 
 @triton.jit
@@ -174,13 +159,9 @@ def posterior(x, output, row, clip, PREDICTION: tl.constexpr, CLIPS: tl.constexp
 
 @triton.jit
 def learned_sigma(row, value, VARIANCE: tl.constexpr):
-    """The standard deviation from the variance half of the model's output.
-
-    exp(v / 2) less its value at LOWEST: 0 from there down, where a closed gate takes every v.
-    """
+    """The standard deviation from the variance half of the model's output."""
     v = value
     if VARIANCE == LEARNED_RANGE:
-        # f max + (1 - f) min, f = (value + 1) / 2, with fewer roundings than the reference's.
         low, high = row[LOG_VARIANCE_MIN], row[LOG_VARIANCE_MAX]
         v = tl.fma(value, (high - low) * 0.5, (high + low) * 0.5)
     highest = tl.where(row[NOISE_GATE] != 0, HIGHEST, LOWEST)
@@ -192,12 +173,7 @@ def learned_sigma(row, value, VARIANCE: tl.constexpr):
 
 @triton.jit
 def exponential(v):
-    """exp(v / 2) as the factors 2 exp(r / 2) and 2^(n - 1), v = n ln 4 + r and |r| <= ln 2.
-
-    In ulp of the product: the polynomial's last step 0.5, those before it and r 0.4, and LN_4's
-    share; a power of two rounds nothing. (ex2.approx alone may be wrong by 2.) Where v is NaN the
-    first factor is NaN, and the second, made of bits, some number.
-    """
+    """exp(v / 2) as two factors; ex2.approx differs between GPUs and may be wrong by 2 ulp."""
     shifted = tl.fma(v, LOG_4_E, ROUND)
     r = tl.fma(shifted - ROUND, -LN_4, v)
     factor = tl.fma(r, TWICE_EXP_HALF[6], TWICE_EXP_HALF[5])

@@ -105,6 +105,16 @@ static inline f32 multiply_add(f32 a, f32 b, f32 c) {
 #endif
 }
 
+// a b + c, rounded once by every instruction set.
+static inline f32 fused_multiply_add(f32 a, f32 b, f32 c) {
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__aarch64__)
+  return multiply_add(a, b, c);
+#else
+  for (int lane = 0; lane < LANES; ++lane) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+  return c;
+#endif
+}
+
 static inline f32 load(const float* from) {
   f32 v;
   memcpy(&v, from, sizeof v);
