@@ -4,7 +4,7 @@
 // images follow one another. A block of lines is transformed into V, which the team shares; then
 // each piece, a panel of output channels by some lines of the block, is multiplied by one member:
 //
-//     V [in / depth][36][tiles of a block][depth]    U [12][depth][PANEL]
+//     V [in / depth][36][tiles of a block][depth]    U [6][depth][PANEL]
 //     M [tiles of a piece][36][PANEL]
 //
 // None of this changes a result: every sum runs over the input channels in their order.
@@ -20,8 +20,9 @@ constexpr int64_t PIECE_TILES = 2048 / PANEL;
 // A member takes so many pieces between two barriers, so that none waits long for the last; V is no
 // larger than that, and stays in the cache.
 constexpr int64_t MEMBER_PIECES = 3;
-// From so many tiles a member on, each has lines of its own.
-constexpr int64_t MEMBER_TILES = 8;
+// From so many tiles a member on, each has lines of its own: where 8 tiles are few (below), each
+// transforming all weights costs no more than sharing V; else they are too few for that.
+constexpr int64_t MEMBER_TILES = LANES == 16 ? 8 : 16;
 // Input channels whose V lies together and whose U is a piece's: 32 KB of a panel for a frequency.
 constexpr int64_t SLAB = 256;
 constexpr int64_t U_FREQUENCY = SLAB * PANEL + 16;  // floats between two frequencies of U
@@ -86,7 +87,7 @@ struct Blocks {
     shared = quotient_up(in, slab) * v_slab;
     m_tile = odd_lines(FREQUENCIES * PANEL);
     row = odd_lines((across * TILE + 2) * RING_PIXEL);
-    member = 2 * POINTS * U_FREQUENCY + tiles * m_tile + POINTS * row;
+    member = POINTS * U_FREQUENCY + tiles * m_tile + POINTS * row;
   }
 
   int64_t bytes(int64_t threads) const { return (shared + threads * member) * 4; }
@@ -102,7 +103,7 @@ struct Scratch {
   Scratch(const Blocks& blocks, char* scratch, int64_t member) {
     v = reinterpret_cast<float*>(scratch);
     u = v + blocks.shared + member * blocks.member;
-    m = u + 2 * POINTS * U_FREQUENCY;
+    m = u + POINTS * U_FREQUENCY;
     ring = u + blocks.member - POINTS * blocks.row;
   }
 };

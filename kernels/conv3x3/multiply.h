@@ -64,23 +64,16 @@ static void multiply_row(Piece& piece, int row, int64_t first, int64_t end, cons
   }
 }
 
-// Input channels [first, first + count): one row or pair of rows after the other transformed and
-// multiplied. The rows of +-p have half of their work in common, and so have those of +-q.
+// Input channels [first, first + count): one row of frequencies after the other transformed and
+// multiplied. Rows of +-p and of +-q have work in common, but two rows of U crowd the cache.
 template <int WIDTH, typename Number, int ROW = 0>
 static inline void multiply_many_rows(Piece& piece, int64_t first, int64_t count) {
-  constexpr int COUNT = ROW == 0 || ROW == POINTS - 1 ? 1 : 2;
   float* const u = piece.scratch.u;
-  for (int w = 0; w < WIDTH; ++w) {
-    transform_rows<ROW, COUNT>(piece.weights<Number>(w, first), count, u + w * LANES, PANEL,
-                               U_FREQUENCY);
-  }
-  for (int row = 0; row < COUNT; ++row) {
-    multiply_row<WIDTH>(piece, ROW + row, first, first + count, u + row * POINTS * U_FREQUENCY,
-                        U_FREQUENCY);
-  }
-  if constexpr (ROW + COUNT < POINTS) {
-    multiply_many_rows<WIDTH, Number, ROW + COUNT>(piece, first, count);
-  }
+  const Number* const g = piece.weights<Number>(0, first);
+  const int64_t g_vector = piece.blocks.in * TAPS * LANES;
+  transform_row<ROW, WIDTH>(g, g_vector, count, u, U_FREQUENCY);
+  multiply_row<WIDTH>(piece, ROW, first, first + count, u, U_FREQUENCY);
+  if constexpr (ROW + 1 < POINTS) multiply_many_rows<WIDTH, Number, ROW + 1>(piece, first, count);
 }
 
 template <int WIDTH, typename Number>

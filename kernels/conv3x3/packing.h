@@ -35,18 +35,19 @@ static inline const float* panel_scale(const void* panel, int64_t packing) {
 static inline f32 number(const float* from) { return load(from); }
 static inline f32 number(const uint16_t* from) { return load_half(from); }
 
-// Rows [ROW, ROW + COUNT) of G g G^T of LANES output channels for `count` input channels,
-// g [count][9][LANES]. Each of the six of a row is stored [count] times u_k apart, and u_j from the
-// next: constants, if it shall be fast.
-template <int ROW, int COUNT, typename Number>
-static inline void transform_rows(const Number* g, int64_t count, float* u, int64_t u_k,
-                                  int64_t u_j) {
-  for (int64_t k = 0; k < count; ++k, g += TAPS * LANES, u += u_k) {
-    const auto tap = [&](int at) { return number(g + at * LANES); };
-    transform_weights<ROW>(tap, [&](int j, f32 value) { store(u + j * u_j, value); });
-    if constexpr (COUNT == 2) {
-      transform_weights<ROW + 1>(tap,
-                                 [&](int j, f32 value) { store(u + (POINTS + j) * u_j, value); });
+// Row ROW of G g G^T for WIDTH vectors of output channels and `count` input channels. The numbers
+// of a vector, g [count][9][LANES], lie g_vector apart; each of the six of the row is stored
+// [count][PANEL], u_frequency from the next: a constant, if it shall be fast. One input channel
+// after the other, so that each line of the cache is written once and whole.
+template <int ROW, int WIDTH, typename Number>
+static inline void transform_row(const Number* g, int64_t g_vector, int64_t count, float* u,
+                                 int64_t u_frequency) {
+  for (int64_t k = 0; k < count; ++k, g += TAPS * LANES, u += PANEL) {
+#pragma GCC unroll 4
+    for (int w = 0; w < WIDTH; ++w) {
+      const auto tap = [&](int at) { return number(g + w * g_vector + at * LANES); };
+      transform_weights<ROW>(
+          tap, [&](int j, f32 value) { store(u + j * u_frequency + w * LANES, value); });
     }
   }
 }
@@ -97,6 +98,13 @@ static void pack_numbers(float* to, const float* weight, int64_t channels, int64
   }
 }
 
+// The nine numbers of a panel, g [VECTORS][9][LANES], as 36 times PANEL, u_frequency apart.
+template <int ROW = 0>
+static void transform_taps(const float* g, float* u, int64_t u_frequency) {
+  transform_row<ROW, VECTORS>(g, TAPS * LANES, 1, u + ROW * POINTS * u_frequency, u_frequency);
+  if constexpr (ROW + 1 < POINTS) transform_taps<ROW + 1>(g, u, u_frequency);
+}
+
 static void pack_transformed(float* to, const float* weight, int64_t channels,
                              int64_t in_channels) {
   const int64_t stride = in_channels * PANEL;
@@ -108,14 +116,7 @@ static void pack_transformed(float* to, const float* weight, int64_t channels,
             weight[(channel * in_channels + k) * TAPS + tap];
       }
     }
-    for (int v = 0; v < VECTORS; ++v) {
-      const float* const g = taps[v][0];
-      float* const u = to + v * LANES;
-      transform_rows<0, 1>(g, 1, u, 0, stride);
-      transform_rows<1, 2>(g, 1, u + 6 * stride, 0, stride);
-      transform_rows<3, 2>(g, 1, u + 18 * stride, 0, stride);
-      transform_rows<5, 1>(g, 1, u + 30 * stride, 0, stride);
-    }
+    transform_taps(taps[0][0], to, stride);
   }
 }
 
