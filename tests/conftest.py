@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from op_backends import ISAS, instruction_set
+from ptx.floats import fma
 
 
 @pytest.fixture(params=[torch.float64, torch.bfloat16], ids=str)
@@ -33,6 +34,19 @@ def fresh_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def products_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter rounds the product of a tl.fma; here only the sum, as on a GPU."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_fma(
+        self: InterpreterBuilder, x: TensorHandle, y: TensorHandle, z: TensorHandle
+    ) -> TensorHandle:
+        return TensorHandle(fma(x.data, y.data, z.data), z.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fma", create_fma)
 
 
 @pytest.fixture

@@ -202,6 +202,20 @@ def test_a_wrong_bit_of_a_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     assert outcome.passed is False and "cifar_draws row 1 x" in outcome.says
 
 
+def test_a_wrong_bit_of_a_learned_variance_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, calls = exact.step_in_place, iter(range(10**6))
+
+    def step(call: StepCall, backend: str) -> None:
+        own(call, backend)
+        if next(calls) % 2 == 0 and call.learns_variance:
+            call.x.copy_(off_by_a_bit(call.x))
+
+    monkeypatch.setattr(exact, "step_in_place", step)
+    outcome = exact.ancestral_step("reference", CPU)
+    assert outcome.passed is False and "learned_range row 1 x" in outcome.says
+    assert "cifar" not in outcome.says
+
+
 def test_an_output_that_nobody_writes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     own, calls = exact.step_in_place, iter(range(10**6))
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import torch
+from op_backends import same_bits
 from torch import Tensor
 
 from fastddpm.kernels.common.fused import fused_multiply_add
@@ -62,8 +63,15 @@ def test_infinity_and_nan() -> None:
     torch.testing.assert_close(own, expected, rtol=0, atol=0, equal_nan=True)
 
 
+def test_signs_of_zero() -> None:
+    a, c = torch.tensor([-0.0, -0.0, 0.0, 1.0]), torch.tensor([-0.0, 0.0, -0.0, -1.0])
+    own = fused_multiply_add(a, torch.ones(4), c)
+    assert same_bits(own, torch.tensor([-0.0, 0.0, 0.0, 0.0]))
+
+
 def test_gradients() -> None:
-    a, b, c = (torch.randn(50, requires_grad=True) for _ in range(3))
+    generator = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(50, generator=generator).requires_grad_() for _ in range(3))
     own = torch.autograd.grad(fused_multiply_add(a, b, c).sum(), (a, b, c))
     for gradient, expected in zip(own, (b, a, torch.ones(50)), strict=True):
         assert torch.equal(gradient, expected)

@@ -64,7 +64,9 @@ def ancestral_step(backend: str, device: torch.device) -> Outcome:
         results, expected = _stepped(call, backend, device), _stepped(call)
         for written, result in results.items():
             bits.add(f"{name} {written}", result, expected[written])
-    return bits.outcome(f"ancestral_step, {backend}")
+    interpreted = backend == "triton" and interpreting()
+    left_out = "bfloat16 and learned variances, which the interpreter rounds otherwise"
+    return bits.outcome(f"ancestral_step, {backend}", left_out if interpreted else "")
 
 
 def q_sample(backend: str, device: torch.device) -> Outcome:

@@ -80,10 +80,13 @@ class Bits:
         self._wrong.append(case)
         self._worst = max(self._worst, largest_difference(result, reference))
 
-    def outcome(self, name: str) -> Outcome:
+    def outcome(self, name: str, left_out: str = "") -> Outcome:
+        """left_out: what was not looked at, in words."""
         says = f"bit for bit on {self._cases} results"
         if self._wrong:
             says = f"{len(self._wrong)} of {self._cases} results differ: {', '.join(self._wrong)}"
+        if left_out:
+            says = f"{says}; left out: {left_out}"
         return Outcome(name, not self._wrong, says, self._worst, 0.0, self._hash.hexdigest())
 
 

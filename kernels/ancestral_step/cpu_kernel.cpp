@@ -45,14 +45,16 @@ static inline Factors exponential(f32 v) {
   return {factor, reinterpret_cast<f32>((reinterpret_cast<u32>(shifted) << 23) + ONE_BITS)};
 }
 
-// Of v, so that exp(v / 2) is 4e-38, which is taken from it, and infinity.
-constexpr float LOWEST = -172, HIGHEST = 178;
+// Of v, where exp(v / 2) is LEAST_SIGMA, which is taken from it, and infinity.
+constexpr float LOWEST = -172, HIGHEST = 178, LEAST_SIGMA = 4.4737804325289394e-38f;
 
 // What a step's arguments say of every element. A copy that no vector's store can alias stays in
 // registers.
 struct Step {
   float x0_from_x, x0_from_output, mean_from_x0, mean_from_x, mean_from_output;
-  float sigma, log_variance_min, log_variance_max, noise_gate;
+  float sigma;
+  float middle, reach;  // of the log-variance
+  float highest;        // log-variance that is told apart
   float clip;
   int32_t prediction, variance;
 
@@ -63,9 +65,9 @@ struct Step {
         mean_from_x(a.row[FASTDDPM_MEAN_FROM_X]),
         mean_from_output(a.row[FASTDDPM_MEAN_FROM_OUTPUT]),
         sigma(a.row[FASTDDPM_SIGMA]),
-        log_variance_min(a.row[FASTDDPM_LOG_VARIANCE_MIN]),
-        log_variance_max(a.row[FASTDDPM_LOG_VARIANCE_MAX]),
-        noise_gate(a.row[FASTDDPM_NOISE_GATE]),
+        middle((a.row[FASTDDPM_LOG_VARIANCE_MAX] + a.row[FASTDDPM_LOG_VARIANCE_MIN]) * 0.5f),
+        reach((a.row[FASTDDPM_LOG_VARIANCE_MAX] - a.row[FASTDDPM_LOG_VARIANCE_MIN]) * 0.5f),
+        highest(a.row[FASTDDPM_NOISE_GATE] != 0 ? HIGHEST : LOWEST),
         clip(a.clip),
         prediction(a.prediction),
         variance(a.variance) {}
@@ -85,16 +87,11 @@ struct Step {
   // x_{t-1}; v is the variance half of the model's output.
   f32 previous(f32 mean, f32 v, f32 z) const {
     if (variance == FASTDDPM_VARIANCE_FIXED) return mean + sigma * z;
-    f32 log_variance = v;
     if (variance == FASTDDPM_VARIANCE_LEARNED_RANGE) {
-      log_variance =
-          fused_multiply_add(v, broadcast((log_variance_max - log_variance_min) * 0.5f),
-                             broadcast((log_variance_max + log_variance_min) * 0.5f));
+      v = fused_multiply_add(v, broadcast(reach), broadcast(middle));
     }
-    const float highest = noise_gate != 0 ? HIGHEST : LOWEST;
-    const Factors own = exponential(clamp(log_variance, LOWEST, highest));
-    const Factors least = exponential(broadcast(LOWEST));
-    const f32 deviation = fused_multiply_add(own.factor, own.power, -(least.factor * least.power));
+    const Factors own = exponential(clamp(v, LOWEST, highest));
+    const f32 deviation = fused_multiply_add(own.factor, own.power, broadcast(-LEAST_SIGMA));
     return fused_multiply_add(deviation, z, mean);
   }
 };

@@ -7,15 +7,17 @@
     x_{t-1} = mean + sigma z                              Ho et al. 2020, algorithm 2
 
     sigma   = the row's                                   fixed variance
-            = noise_gate exp(v / 2)                       "learned": v is a log-variance
-            = noise_gate exp((f max + (1 - f) min) / 2)   "learned_range", f = (v + 1) / 2:
-                                                          Nichol and Dhariwal 2021, equation 15
+            = exp(v / 2)                                  "learned": v is a log-variance
+            = exp((v (max - min) / 2 + (max + min) / 2) / 2)
+                                                          "learned_range": Nichol and Dhariwal 2021,
+            = 0 where noise_gate is 0                     equation 15, with (v + 1) / 2 for its v
 
 "epsilon_in_x" is "epsilon" where x0_from_output is not the noise's coefficient in x_0 but its share
 in x, -√(1-ᾱ): x and that share nearly cancel at high noise, and what is left is multiplied once.
 
 v is the second half of the output's channels; min and max are the row's log_variance_min and
-log_variance_max. Where no noise is to be added the table holds sigma = 0 and noise_gate = 0.
+log_variance_max, finite. Where no noise is to be added the table holds sigma = 0 and noise_gate =
+0, elsewhere noise_gate = 1.
 All in float32, every product and sum rounded by itself in the order written here, so that the twins
 give the same bits. Only a learned sigma and its product with z are fused: they are rounded once
 where `fused_multiply_add` stands, in every twin. NaN passes through.
@@ -62,8 +64,9 @@ LN_4 = 1.3862943649291992
 # 1.5 2^23 rounds what is added to it to an integer n, which its bits show; less 1, they show n - 1.
 ROUND = 12582911.0
 ONE_BITS = 0x3F800000
-# exp(v / 2) is 4e-38 at the lowest v that is told apart, and infinity at the highest.
+# exp(v / 2) is this at the lowest v that is told apart, and infinity at the highest.
 LOWEST = -172.0
+LEAST_SIGMA = 4.4737804325289394e-38
 HIGHEST = 178.0
 
 
@@ -121,8 +124,8 @@ def note_nonfinite(first_nonfinite: Tensor, i: Tensor, *tensors: Tensor) -> None
 def learned_sigma(row: dict[str, Tensor], values: Tensor, variance: str) -> Tensor:
     """Standard deviation [B, C, *spatial] from the second half of the output's channels.
 
-    exp(v / 2) less its value at LOWEST: 0 from there down, where a closed gate takes every v.
-    Within 1.1 ulp of the true value for v in [-24, 6], 2 for |v| <= 60.
+    exp(v / 2) - LEAST_SIGMA: 0 from LOWEST down, where a closed gate takes every v. But for that
+    difference within 1.25 ulp of the true value for v in [-24, 6], 2 for |v| <= 60, 5 elsewhere.
     """
     v = values
     if variance == "learned_range":
@@ -130,8 +133,7 @@ def learned_sigma(row: dict[str, Tensor], values: Tensor, variance: str) -> Tens
         v = fused_multiply_add(values, (high - low) * 0.5, (high + low) * 0.5)
     highest = torch.where(row["noise_gate"] != 0, torch.full_like(v, HIGHEST), LOWEST)
     factor, power = _exponential(v.clamp(min=LOWEST).minimum(highest))
-    least_factor, least_power = _exponential(torch.full_like(row["noise_gate"], LOWEST))
-    sigma: Tensor = fused_multiply_add(factor, power, -(least_factor * least_power))
+    sigma: Tensor = fused_multiply_add(factor, power, -LEAST_SIGMA)
     return sigma
 
 

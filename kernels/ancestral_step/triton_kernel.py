@@ -49,6 +49,7 @@ LN_4 = tl.constexpr(reference.LN_4)
 ROUND = tl.constexpr(reference.ROUND)
 ONE_BITS = tl.constexpr(reference.ONE_BITS)
 LOWEST = tl.constexpr(reference.LOWEST)
+LEAST_SIGMA = tl.constexpr(reference.LEAST_SIGMA)
 HIGHEST = tl.constexpr(reference.HIGHEST)
 
 
@@ -167,8 +168,7 @@ def learned_sigma(row, value, VARIANCE: tl.constexpr):
     highest = tl.where(row[NOISE_GATE] != 0, HIGHEST, LOWEST)
     v = tl.clamp(v, LOWEST, highest, propagate_nan=tl.PropagateNan.ALL)
     factor, power = exponential(v)
-    least_factor, least_power = exponential(LOWEST)
-    return tl.fma(factor, power, -(least_factor * least_power))
+    return tl.fma(factor, power, -LEAST_SIGMA)
 
 
 @triton.jit

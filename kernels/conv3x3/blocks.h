@@ -20,9 +20,6 @@ constexpr int64_t PIECE_TILES = 2048 / PANEL;
 // A member takes so many pieces between two barriers, so that none waits long for the last; V is no
 // larger than that, and stays in the cache.
 constexpr int64_t MEMBER_PIECES = 3;
-// From so many tiles a member on, each has lines of its own: where 8 tiles are few (below), each
-// transforming all weights costs no more than sharing V; else they are too few for that.
-constexpr int64_t MEMBER_TILES = LANES == 16 ? 8 : 16;
 // Input channels whose V lies together and whose U is a piece's: 32 KB of a panel for a frequency.
 constexpr int64_t SLAB = 256;
 constexpr int64_t U_FREQUENCY = SLAB * PANEL + 16;  // floats between two frequencies of U
@@ -32,6 +29,9 @@ constexpr int64_t U_FREQUENCY = SLAB * PANEL + 16;  // floats between two freque
 constexpr int REGISTER_SUMS = VECTORS * MAX_ROWS >= 24 ? 24 : 12;
 constexpr int FEW = REGISTER_SUMS / 3;
 constexpr int64_t FEW_TILE = SLAB + 16, FEW_FREQUENCY = (FEW * FEW_TILE / 16 | 1) * 16;
+// From so many tiles a member on, each has lines of its own. 8 pay if they are few; else each would
+// spend a third of its time on the transform of all weights (AVX2 on Zen 5, November 2026).
+constexpr int64_t MEMBER_TILES = FEW >= 8 ? 8 : 16;
 // Input channels that are normalised and transformed together.
 constexpr int64_t CHUNK = 64;
 constexpr int64_t RING_PIXEL =

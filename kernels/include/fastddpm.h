@@ -64,8 +64,8 @@ FASTDDPM_API const char* fastddpm_error_message(int32_t status);
 
 /* The instruction set in use (at load: the best that this CPU has), all that this library holds and
  * this CPU can run, worst first and separated by spaces, and a change of set. Noise and steps do
- * not depend on it, but for the exponential's last bits; a network's last bits do, which fuses
- * multiply-adds where the set can. Not while another call runs. */
+ * not depend on it; a network's last bits do, which fuses multiply-adds where the set can. Not
+ * while another call runs. */
 FASTDDPM_API const char* fastddpm_isa_name(void);
 FASTDDPM_API const char* fastddpm_isa_list(void);
 FASTDDPM_API int32_t fastddpm_use_isa(const char* name);
