@@ -108,6 +108,7 @@ def main() -> None:
     print(table(rows))
     if not only:
         origin.write(RESULT, origin.described() | {"rows": rows})
+        RESULT.with_suffix(".md").write_text(table(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastddpm import ops
 from fastddpm.engine import CannotPrepare, CpuOptions, Plan, eager
 from fastddpm.engine.cpu_program import CpuPrograms
+from fastddpm.ops import host_call
 
 pytestmark = needs_library
 
@@ -80,3 +81,11 @@ def test_what_a_program_makes_has_to_be_held_to_be_given_to_a_function() -> None
     plan = Plan((1, 3, 4, 4), STEPS, torch.device("cpu"))
     with pytest.raises(CannotPrepare, match="the step's own state, and tensors it holds"):
         CpuPrograms().prepare(step, plan)
+
+
+def test_opcheck() -> None:
+    host_call._functions[7] = lambda a, b: a.add_(b)
+    try:
+        torch.library.opcheck(host_call.HOST_CALL, ([torch.ones(3), torch.ones(3)], 7))
+    finally:
+        host_call.recorded_function(7)
