@@ -27,6 +27,7 @@ from ptx import SMS, Figures, compile_all, figures  # noqa: E402
 from ptx.calls import CALLS, CONVOLUTIONS, Call  # noqa: E402
 
 from benchmarks import origin  # noqa: E402
+from fastddpm import atomic  # noqa: E402
 
 RESULT = origin.RESULTS / "gpu_static.json"
 COLUMNS = {
@@ -105,10 +106,11 @@ def main() -> None:
     for call in chosen:
         print(call.name, file=sys.stderr)
         rows += measure(call)
-    print(table(rows))
+    markdown = table(rows)
+    print(markdown)
     if not only:
         origin.write(RESULT, origin.described() | {"rows": rows})
-        RESULT.with_suffix(".md").write_text(table(rows) + "\n", encoding="utf-8")
+        atomic.write(RESULT.with_suffix(".md"), markdown + "\n")
 
 
 if __name__ == "__main__":

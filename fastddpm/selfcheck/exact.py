@@ -60,11 +60,11 @@ def torch_normal() -> Outcome:
 def ancestral_step(backend: str, device: torch.device) -> Outcome:
     """ops.ancestral_step_ with every variance: all that it writes."""
     bits = Bits()
-    for name, call in _steps(backend):
+    interpreted = backend == "triton" and interpreting()
+    for name, call in _steps(backend, interpreted=interpreted):
         results, expected = _stepped(call, backend, device), _stepped(call)
         for written, result in results.items():
             bits.add(f"{name} {written}", result, expected[written])
-    interpreted = backend == "triton" and interpreting()
     left_out = "bfloat16 and learned variances, which the interpreter rounds otherwise"
     return bits.outcome(f"ancestral_step, {backend}", left_out if interpreted else "")
 
@@ -90,12 +90,12 @@ def q_sample(backend: str, device: torch.device) -> Outcome:
     return bits.outcome(f"q_sample, {backend}")
 
 
-def _steps(backend: str) -> Iterator[tuple[str, StepCall]]:
+def _steps(backend: str, *, interpreted: bool) -> Iterator[tuple[str, StepCall]]:
     """(name, call on the CPU) of every case, at a row with noise and at the last, without."""
     for case in (*step_cases.CASES, *step_cases.NETWORK_CASES):
         if backend == "cpu" and case.output != torch.float32:
             continue  # The C++ kernel reads float32 outputs only, and says so.
-        if backend == "triton" and interpreting() and _interpreted_otherwise(case):
+        if interpreted and _interpreted_otherwise(case):
             continue
         for i in (1, 2):
             call = case.call(i)

@@ -131,7 +131,8 @@ def learned_sigma(row: dict[str, Tensor], values: Tensor, variance: str) -> Tens
     if variance == "learned_range":
         low, high = row["log_variance_min"], row["log_variance_max"]
         v = fused_multiply_add(values, (high - low) * 0.5, (high + low) * 0.5)
-    highest = torch.where(row["noise_gate"] != 0, torch.full_like(v, HIGHEST), LOWEST)
+    gate = row["noise_gate"]
+    highest = torch.where(gate != 0, torch.full_like(gate, HIGHEST), LOWEST)
     factor, power = _exponential(v.clamp(min=LOWEST).minimum(highest))
     sigma: Tensor = fused_multiply_add(factor, power, -LEAST_SIGMA)
     return sigma
