@@ -10,37 +10,61 @@
 
 namespace {
 
-// Vectors a panel is wide, and the most rows that fit the registers beside it: 28, 12 or 24 sums.
+// Vectors a panel is wide, the most rows that fit the registers beside it: 28, 12 or 24 sums, and
+// how many k the inner loop takes in a turn. 12 sums are 20 instructions a k, and every further one
+// costs where two threads share a core (Zen 3: a turn of 1 runs at 76 % of the peak there, of 8 at
+// 86 %; both at 99 % of a core of one's own).
 #if defined(__AVX512F__)
-constexpr int VECTORS = 2, MAX_ROWS = 14;
+constexpr int VECTORS = 2, MAX_ROWS = 14, TURN = 1;
 #elif defined(__AVX2__)
-constexpr int VECTORS = 2, MAX_ROWS = 6;
+constexpr int VECTORS = 2, MAX_ROWS = 6, TURN = 8;
 #elif defined(__aarch64__)
-constexpr int VECTORS = 4, MAX_ROWS = 6;
+constexpr int VECTORS = 4, MAX_ROWS = 6, TURN = 1;
 #else
-constexpr int VECTORS = 2, MAX_ROWS = 6;
+constexpr int VECTORS = 2, MAX_ROWS = 6, TURN = 1;
 #endif
 
 constexpr int64_t PANEL = VECTORS * LANES;
 
-// What a product does at each k beside its sums: nothing, or asking for memory that is read after
-// it, `step` bytes at a time. Weights that come from memory then arrive while the units multiply:
-// without it one waits for the other (16 rows x 2304 x 256 with weights from DRAM, Zen 5, AVX-512:
-// 145 us before, 86 us after; at hand the weights take 84 us).
+// What a product does in each turn beside its sums, given the turn's first k: nothing, or asking
+// for memory that is read after it, `step` bytes a k. Weights that come from memory then arrive
+// while the units multiply: without it one waits for the other (16 rows x 2304 x 256 with weights
+// from DRAM, Zen 5, AVX-512: 145 us before, 86 us after; at hand the weights take 84 us).
 struct Nothing {
   void operator()(int64_t) const {}
 };
+
+constexpr int64_t LINE = 64;  // bytes of a cache line
 
 struct Ahead {
   const void* from;
   int64_t step;
 
-  void operator()(int64_t k) const {
-    constexpr int64_t LINE = 64, BYTES = PANEL * int64_t{sizeof(float)};
+  // Always inline: GCC drops calls of a function that does nothing but prefetch.
+  [[gnu::always_inline]] void operator()(int64_t k) const {
     const char* at = static_cast<const char*>(from) + k * step;
-    for (int64_t byte = 0; byte < BYTES; byte += LINE) __builtin_prefetch(at + byte, 0, 2);
+    const int64_t bytes = TURN == 1 ? PANEL * int64_t{sizeof(float)} : TURN * step;
+    for (int64_t byte = 0; byte < bytes; byte += LINE) __builtin_prefetch(at + byte, 0, 2);
   }
 };
+
+// sum[r][v] += a(r) b[v], b: WIDTH vectors.
+template <int ROWS, int WIDTH, typename Value>
+[[gnu::always_inline]] static inline void add_products(const Value& a, const float* b,
+                                                       f32 (&sum)[ROWS][WIDTH]) {
+  f32 column[WIDTH];
+#pragma GCC unroll 4
+  for (int v = 0; v < WIDTH; ++v) {
+    column[v] = load(b + v * LANES);
+    keep_in_register(column[v]);
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < ROWS; ++r) {
+    const f32 value = broadcast(a(r));
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v) add_product(sum[r][v], value, column[v]);
+  }
+}
 
 // a: row r begins at a + r * a_stride (floats). b: [depth][PANEL], of which WIDTH vectors are used.
 template <int ROWS, int WIDTH, typename Beside = Nothing>
@@ -49,25 +73,27 @@ static inline void multiply_panel(const float* a, int64_t a_stride, const float*
   // Of its own, and every loop over it unrolled: what the caller does with its sums must not keep
   // these from living in registers.
   f32 own[ROWS][WIDTH];
+  const float* row[ROWS];
 #pragma GCC unroll 14
   for (int r = 0; r < ROWS; ++r) {
+    row[r] = a + r * a_stride;
+    if constexpr (TURN > 1) keep_in_register(row[r]);
 #pragma GCC unroll 4
     for (int v = 0; v < WIDTH; ++v) own[r][v] = sum[r][v];
   }
-  for (int64_t k = 0; k < depth; ++k, b += PANEL) {
+  int64_t k = 0;
+  for (; k + TURN <= depth; k += TURN, b += TURN * PANEL) {
     beside(k);
-    f32 column[WIDTH];
-#pragma GCC unroll 4
-    for (int v = 0; v < WIDTH; ++v) {
-      column[v] = load(b + v * LANES);
-      keep_in_register(column[v]);
+#pragma GCC unroll 8
+    for (int at = 0; at < TURN; ++at) {
+      // A turn of 1 needs no addresses of rows, which may be too many for registers.
+      const auto value = [&](int r) { return TURN > 1 ? row[r][k + at] : a[r * a_stride + k]; };
+      add_products(value, b + at * PANEL, own);
     }
-#pragma GCC unroll 14
-    for (int r = 0; r < ROWS; ++r) {
-      const f32 value = broadcast(a[r * a_stride + k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < WIDTH; ++v) own[r][v] = multiply_add(value, column[v], own[r][v]);
-    }
+  }
+#pragma GCC unroll 1
+  for (; TURN > 1 && k < depth; ++k, b += PANEL) {
+    add_products([&](int r) { return row[r][k]; }, b, own);
   }
 #pragma GCC unroll 14
   for (int r = 0; r < ROWS; ++r) {

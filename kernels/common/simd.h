@@ -133,6 +133,23 @@ static inline void keep_in_register(f32& v) {
 #endif
 }
 
+// The same for an address: the compiler would otherwise add what is constant about each of its uses
+// to the index, and keep all those sums in memory.
+template <typename Number>
+static inline void keep_in_register(Number*& address) {
+  asm("" : "+r"(address));
+}
+
+// sum = multiply_add(a, b, sum), in the register that sum lives in: where all registers are taken,
+// the compiler would otherwise move sums about.
+static inline void add_product(f32& sum, f32 a, f32 b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+  sum = multiply_add(a, b, sum);
+#endif
+}
+
 // Lane by lane; what NaN gives depends on the instruction set.
 static inline f32 minimum(f32 a, f32 b) {
 #if defined(__AVX512F__)
