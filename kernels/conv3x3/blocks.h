@@ -80,7 +80,7 @@ struct Blocks {
     slab = smaller(in, round_up(quotient_up(in, quotient_up(in, SLAB)), CHUNK));
     const bool transformed = conv.packing == FASTDDPM_PACKING_TRANSFORMED;
     few = block_lines * across <= FEW && !transformed;
-    depth = smaller(slab, few ? 64 : tiles <= 8 && !transformed ? 512 / PANEL : SLAB);
+    depth = smaller(slab, few ? 64 : SLAB);
     v_tile = few ? FEW_TILE : odd_lines(slab);
     v_frequency = few ? FEW_FREQUENCY : odd_lines(block_lines * across * v_tile);
     v_slab = odd_lines(FREQUENCIES * v_frequency);
