@@ -11,9 +11,9 @@
 namespace {
 
 // Vectors a panel is wide, the most rows that fit the registers beside it: 28, 12 or 24 sums, and
-// how many k the inner loop takes in a turn. 12 sums are 20 instructions a k, and every further one
-// costs where two threads share a core (Zen 3: a turn of 1 runs at 76 % of the peak there, of 8 at
-// 86 %; both at 99 % of a core of one's own).
+// how many k the inner loop takes in a turn. 12 sums take 20 instructions a k, and each instruction
+// more costs where two threads share a core: a turn of 1 ran at 76 % of the peak there, of 8 at
+// 86 %, and both at 99 % of a core of their own (AVX2 on Zen 3, November 2026).
 #if defined(__AVX512F__)
 constexpr int VECTORS = 2, MAX_ROWS = 14, TURN = 1;
 #elif defined(__AVX2__)
@@ -26,10 +26,10 @@ constexpr int VECTORS = 2, MAX_ROWS = 6, TURN = 1;
 
 constexpr int64_t PANEL = VECTORS * LANES;
 
-// What a product does in each turn beside its sums, given the turn's first k: nothing, or asking
-// for memory that is read after it, `step` bytes a k. Weights that come from memory then arrive
-// while the units multiply: without it one waits for the other (16 rows x 2304 x 256 with weights
-// from DRAM, Zen 5, AVX-512: 145 us before, 86 us after; at hand the weights take 84 us).
+// What a product does in each whole turn beside its sums, given the turn's first k: nothing, or
+// asking for memory that is read after it, `step` bytes a k. Weights that come from memory then
+// arrive while the units multiply: without it one waits for the other (16 rows x 2304 x 256 with
+// weights from DRAM, Zen 5, AVX-512: 145 us before, 86 us after; at hand the weights take 84 us).
 struct Nothing {
   void operator()(int64_t) const {}
 };
@@ -91,6 +91,7 @@ static inline void multiply_panel(const float* a, int64_t a_stride, const float*
       add_products(value, b + at * PANEL, own);
     }
   }
+  // What is left of the last turn; a turn of 1 leaves nothing.
 #pragma GCC unroll 1
   for (; TURN > 1 && k < depth; ++k, b += PANEL) {
     add_products([&](int r) { return row[r][k]; }, b, own);

@@ -143,7 +143,7 @@ static inline void keep_in_register(Number*& address) {
 // sum = multiply_add(a, b, sum), in the register that sum lives in: where all registers are taken,
 // the compiler would otherwise move sums about.
 static inline void add_product(f32& sum, f32 a, f32 b) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__FMA__) && !defined(__AVX512F__)
   asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
 #else
   sum = multiply_add(a, b, sum);

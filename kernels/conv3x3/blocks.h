@@ -29,6 +29,9 @@ constexpr int64_t U_FREQUENCY = SLAB * PANEL + 16;  // floats between two freque
 constexpr int REGISTER_SUMS = VECTORS * MAX_ROWS >= 24 ? 24 : 12;
 constexpr int FEW = REGISTER_SUMS / 3;
 constexpr int64_t FEW_TILE = SLAB + 16, FEW_FREQUENCY = (FEW * FEW_TILE / 16 | 1) * 16;
+// Input channels whose U a piece of 8 tiles or fewer takes at a time, so that U stays in L1; where
+// a turn has several k, short sums cost more than that gains (AVX2, batch 2: SLAB is 1.05 of 32).
+constexpr int64_t THIN_DEPTH = TURN == 1 ? 512 / PANEL : SLAB;
 // From so many tiles a member on, each has lines of its own. 8 pay if they are few; else each would
 // spend a third of its time on the transform of all weights (AVX2 on Zen 5, November 2026).
 constexpr int64_t MEMBER_TILES = FEW >= 8 ? 8 : 16;
@@ -80,7 +83,7 @@ struct Blocks {
     slab = smaller(in, round_up(quotient_up(in, quotient_up(in, SLAB)), CHUNK));
     const bool transformed = conv.packing == FASTDDPM_PACKING_TRANSFORMED;
     few = block_lines * across <= FEW && !transformed;
-    depth = smaller(slab, few ? 64 : SLAB);
+    depth = smaller(slab, few ? 64 : tiles <= 8 && !transformed ? THIN_DEPTH : SLAB);
     v_tile = few ? FEW_TILE : odd_lines(slab);
     v_frequency = few ? FEW_FREQUENCY : odd_lines(block_lines * across * v_tile);
     v_slab = odd_lines(FREQUENCIES * v_frequency);

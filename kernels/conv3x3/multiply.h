@@ -7,8 +7,9 @@
 namespace {
 
 // Asks for the weights of the next piece, evenly over all steps k of all products of this one, so
-// that they arrive from memory while the units multiply: a line of the cache in each turn, which
-// asks for all of them if there are two blocks of tiles or more.
+// that they arrive from memory while the units multiply: a line of the cache in each turn. A turn
+// of 8 so asks for all nine numbers of a weight if there are two blocks of tiles or more, and for
+// all of the 36 of TRANSFORMED from eight blocks on; the lines between are left to the hardware.
 struct Upcoming {
   const char* from;
   int64_t step;  // bytes
@@ -19,9 +20,9 @@ struct Upcoming {
   Upcoming after(int64_t count) const { return {from + count * step, step}; }
 };
 
-// With the next ROWS rows of V, `step` bytes a k: V may be larger than the second cache, and the
-// hardware, which looks ahead within a row, sees each begin too late (Zen 3: G at 256 tiles of 256
-// channels 1.12 times as fast).
+// With the ROWS rows of V that follow, `step` bytes a k: V may be larger than the second cache, and
+// the hardware, which looks ahead within a row, sees each begin too late (products of 256 tiles and
+// channels 1.11 times as fast, Zen 3, November 2026).
 template <int ROWS>
 struct WithRows {
   const Upcoming& weights;
@@ -30,7 +31,8 @@ struct WithRows {
 
   [[gnu::always_inline]] void operator()(int64_t k) const {
     weights(k);
-    constexpr int64_t LINES = (ROWS * TURN * 5 + LINE - 1) / LINE;  // a row, and what lies between
+    // Most rows of V lie 4.25 to 5 bytes a channel apart; of others some lines are left out.
+    constexpr int64_t LINES = (ROWS * TURN * 5 + LINE - 1) / LINE;
 #pragma GCC unroll 4
     for (int64_t line = 0; line < LINES; ++line) {
       __builtin_prefetch(from + k * step + line * LINE);
@@ -60,8 +62,8 @@ struct Piece {
   }
 };
 
-// ROWS tiles of one frequency, added to m unless they begin it. Not inline: sums and addresses take
-// all registers.
+// ROWS tiles of one frequency, added to m unless they begin it. Not inline: of AVX2 sums and
+// addresses take all registers.
 template <int ROWS, int WIDTH, typename Beside>
 [[gnu::noinline]] static void multiply_tiles(const float* v, int64_t v_tile, const float* u,
                                              int64_t depth, float* m, int64_t m_tile, bool begin,
@@ -142,7 +144,7 @@ template <int ROW, int FIRST, int COUNT, int TILES, typename Number>
 [[gnu::noinline]] static void multiply_in_registers(const Number* g, int64_t ahead, int64_t count,
                                                     const float* v, float* m, int64_t m_tile,
                                                     bool begin) {
-  constexpr int64_t LINES = (TAPS * LANES * static_cast<int64_t>(sizeof(Number)) + 63) / 64;
+  constexpr int64_t LINES = (TAPS * LANES * int64_t{sizeof(Number)} + LINE - 1) / LINE;
   f32 sum[TILES][COUNT];
 #pragma GCC unroll 8
   for (int t = 0; t < TILES; ++t) {
@@ -155,7 +157,7 @@ template <int ROW, int FIRST, int COUNT, int TILES, typename Number>
     // Memory is what few tiles wait for: each row asks for a sixth of the cache lines.
 #pragma GCC unroll 2
     for (int64_t line = ROW; FIRST == 0 && line < LINES; line += POINTS) {
-      __builtin_prefetch(reinterpret_cast<const char*>(g + ahead) + line * 64, 0, 2);
+      __builtin_prefetch(reinterpret_cast<const char*>(g + ahead) + line * LINE, 0, 2);
     }
     const auto tap = [&](int at) { return number(g + at * LANES); };
     transform_weights<ROW>(tap, [&](int j, f32 u) {
