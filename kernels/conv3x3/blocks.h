@@ -4,8 +4,11 @@
 // images follow one another. A block of lines is transformed into V, which the team shares; then
 // each piece, a panel of output channels by some lines of the block, is multiplied by one member:
 //
-//     V [in / depth][36][tiles of a block][depth]    U [6][depth][PANEL]
-//     M [tiles of a piece][36][PANEL]
+//     V [in / slab][36][pieces][row blocks][slab / 16][rows][16]
+//     U [6][depth][PANEL]    M [tiles of a piece][36][PANEL]
+//
+// The tiles that the inner product takes at a time, a row block, lie side by side in V, a line of
+// the cache each, so that it reads one stream.
 //
 // None of this changes a result: every sum runs over the input channels in their order.
 #pragma once
@@ -15,6 +18,8 @@
 
 namespace {
 
+// Input channels of a tile that lie together in V: a line of the cache.
+constexpr int64_t GROUP = 16;
 // Tiles of a piece: the weights' transform is shared by so many, and M takes 300 KB.
 constexpr int64_t PIECE_TILES = 2048 / PANEL;
 // A member takes so many pieces between two barriers, so that none waits long for the last; V is no
@@ -56,9 +61,12 @@ struct Blocks {
   int64_t in, panels;
   int64_t across, strips;  // tiles of a line, lines of an image
   int64_t piece_lines, block_lines;
-  int64_t slab;                         // input channels that lie together in V
-  int64_t depth;                        // input channels whose weights are transformed at a time
-  int64_t v_tile, v_frequency, v_slab;  // floats between two tiles, frequencies, slabs
+  int64_t slab;        // input channels that lie together in V
+  int64_t depth;       // input channels whose weights are transformed at a time
+  int64_t row_blocks;  // of a piece
+  // Floats of V between two tiles of a row block, groups of 16 input channels, row blocks, pieces,
+  // frequencies and slabs.
+  int64_t v_tile, v_group, v_rows, v_piece, v_frequency, v_slab;
   int64_t m_tile;
   bool few;        // a block has few tiles: their sums live in registers
   int64_t shared;  // floats of V
@@ -84,8 +92,12 @@ struct Blocks {
     const bool transformed = conv.packing == FASTDDPM_PACKING_TRANSFORMED;
     few = block_lines * across <= FEW && !transformed;
     depth = smaller(slab, few ? 64 : tiles <= 8 && !transformed ? THIN_DEPTH : SLAB);
-    v_tile = few ? FEW_TILE : odd_lines(slab);
-    v_frequency = few ? FEW_FREQUENCY : odd_lines(block_lines * across * v_tile);
+    row_blocks = few ? 1 : ::row_blocks(tiles);
+    v_tile = few ? FEW_TILE : GROUP;
+    v_group = few ? GROUP : quotient_up(tiles, row_blocks) * GROUP;
+    v_rows = odd_lines(round_up(slab, GROUP) / GROUP * v_group);
+    v_piece = few ? 0 : row_blocks * v_rows;
+    v_frequency = few ? FEW_FREQUENCY : odd_lines(parts * v_piece);
     v_slab = odd_lines(FREQUENCIES * v_frequency);
     shared = quotient_up(in, slab) * v_slab;
     m_tile = odd_lines(FREQUENCIES * PANEL);
@@ -95,8 +107,57 @@ struct Blocks {
 
   int64_t bytes(int64_t threads) const { return (shared + threads * member) * 4; }
 
-  // Where input channel k begins in V.
-  int64_t v_channel(int64_t k) const { return k / slab * v_slab + k % slab; }
+  // Into so many parts a block of `lines` lines is cut; few tiles lie as if it were not.
+  int64_t parts_of(int64_t lines) const { return few ? 1 : quotient_up(lines, piece_lines); }
+  // Where a piece begins in V, part `part` of a block, from its line `line` on.
+  int64_t v_part(int64_t part, int64_t line) const {
+    return few ? line * across * v_tile : part * v_piece;
+  }
+  // Where input channel k begins in V, a multiple of GROUP.
+  int64_t v_channel(int64_t k) const { return k / slab * v_slab + k % slab / GROUP * v_group; }
+};
+
+// The tiles of a block of `lines` lines in their order, from the first of line `line` on, and where
+// each begins in V.
+class Place {
+ public:
+  Place(const Blocks& blocks, int64_t lines, int64_t line)
+      : blocks_(blocks), lines_(lines), parts_(blocks.parts_of(lines)) {
+    while (part_end() <= line) ++part_;
+    begin_part();
+    tile_ = (line - lines_ * part_ / parts_) * blocks_.across;
+    while (end_ <= tile_) begin_rows();
+  }
+
+  int64_t floats() const {
+    return part_ * blocks_.v_piece + rows_ * blocks_.v_rows + (tile_ - begin_) * blocks_.v_tile;
+  }
+
+  void next() {
+    if (++tile_ < end_) return;
+    if (tile_ < tiles_) return begin_rows();
+    ++part_;
+    begin_part();
+  }
+
+ private:
+  int64_t part_end() const { return lines_ * (part_ + 1) / parts_; }
+  void begin_part() {
+    tile_ = end_ = 0;
+    rows_ = -1;
+    tiles_ = (part_end() - lines_ * part_ / parts_) * blocks_.across;
+    begin_rows();
+  }
+  void begin_rows() {
+    ++rows_;
+    begin_ = end_;
+    end_ = tiles_ * (rows_ + 1) / blocks_.row_blocks;
+  }
+
+  const Blocks& blocks_;
+  int64_t lines_, parts_;
+  int64_t part_ = 0, tiles_, tile_;  // of the part
+  int64_t rows_, begin_, end_;       // row block, and its tiles
 };
 
 // What one member writes to.

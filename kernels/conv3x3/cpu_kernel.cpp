@@ -48,12 +48,12 @@ static void convolve(const fastddpm_conv3x3& conv, const Blocks& blocks, const T
       const char* const weights = static_cast<const char*>(conv.weights) + panel * bytes;
       // This member's next panel, most likely.
       const int64_t next = (panel + team.size) % blocks.panels - panel;
-      const int64_t steps = FREQUENCIES * blocks.in * row_blocks(tiles);
+      const int64_t steps = FREQUENCIES * blocks.in * blocks.row_blocks;
       Piece piece = {blocks,
                      scratch,
                      weights,
                      tiles,
-                     scratch.v + (from - first) * blocks.across * blocks.v_tile,
+                     scratch.v + blocks.v_part(part, from - first),
                      {weights + next * bytes, quotient_up(bytes, steps)}};
       with_width(conv.y.channels - panel * PANEL, [&](auto width) {
         constexpr int WIDTH = decltype(width)::value;

@@ -43,27 +43,32 @@ static void read_row(const fastddpm_conv3x3& conv, int64_t image, int64_t y, int
 // The transforms of one line of tiles, whose first row of pixels is ring row 4 `line` (mod 6), for
 // `channels` of a chunk.
 static void transform_line(const Blocks& blocks, int64_t channels, int64_t line, const float* ring,
-                           float* v) {
+                           Place& place, float* v) {
   const float* rows[POINTS];
   for (int64_t y = 0; y < POINTS; ++y) rows[y] = ring + (line * TILE + y) % POINTS * blocks.row;
-  for (int64_t tile = 0; tile < blocks.across; ++tile, v += blocks.v_tile) {
-    for (int64_t c = 0; c < channels; c += LANES) {
-      transform_input(rows, tile * TILE * RING_PIXEL + c, RING_PIXEL, v + c, blocks.v_frequency);
+  for (int64_t tile = 0; tile < blocks.across; ++tile, place.next()) {
+    float* to = v + place.floats();
+    for (int64_t c = 0; c < channels; c += GROUP, to += blocks.v_group) {
+      for (int64_t k = 0; k < GROUP && c + k < channels; k += LANES) {
+        transform_input(rows, tile * TILE * RING_PIXEL + c + k, RING_PIXEL, to + k,
+                        blocks.v_frequency);
+      }
     }
   }
 }
 
-// A chunk of channels of lines [begin, end) of one image; v: of the first.
+// A chunk of channels of lines [begin, end) of one image; place: of the first.
 static void transform_run(const fastddpm_conv3x3& conv, const Blocks& blocks, int64_t image,
-                          int64_t begin, int64_t end, int64_t first, float* ring, float* v) {
+                          int64_t begin, int64_t end, int64_t first, float* ring, Place place,
+                          float* v) {
   const int64_t channels = smaller(CHUNK, blocks.in - first);
   clear(ring, POINTS * blocks.row);
   int64_t next = begin * TILE - 1;  // the row of pixels to be read; row y lies at (y + 1) % 6
-  for (int64_t line = begin; line < end; ++line, v += blocks.across * blocks.v_tile) {
+  for (int64_t line = begin; line < end; ++line) {
     for (; next < line * TILE + POINTS - 1; ++next) {
       read_row(conv, image, next, first, ring + (next + 1) % POINTS * blocks.row);
     }
-    transform_line(blocks, channels, line, ring, v);
+    transform_line(blocks, channels, line, ring, place, v);
   }
 }
 
@@ -78,9 +83,9 @@ static void transform_block(const fastddpm_conv3x3& conv, const Blocks& blocks,
     const int64_t lines = smaller(smaller(RUN_LINES, blocks.strips - strip), end - line);
     for (; piece < counted + chunks; piece = team.claim()) {
       const int64_t channel = (piece - counted) * CHUNK;
-      float* const v =
-          scratch.v + blocks.v_channel(channel) + (line - first) * blocks.across * blocks.v_tile;
-      transform_run(conv, blocks, image, strip, strip + lines, channel, scratch.ring, v);
+      transform_run(conv, blocks, image, strip, strip + lines, channel, scratch.ring,
+                    Place(blocks, end - first, line - first),
+                    scratch.v + blocks.v_channel(channel));
     }
     counted += chunks;
     line += lines;

@@ -7,37 +7,18 @@
 namespace {
 
 // Asks for the weights of the next piece, evenly over all steps k of all products of this one, so
-// that they arrive from memory while the units multiply: a line of the cache in each turn. A turn
-// of 8 so asks for all nine numbers of a weight if there are two blocks of tiles or more, and for
-// all of the 36 of TRANSFORMED from eight blocks on; the lines between are left to the hardware.
+// that they arrive from memory while the units multiply: two lines of the cache in each group, and
+// the lines between are left to the hardware. That is all nine numbers of a weight if there are two
+// blocks of tiles or more, and all of the 36 of TRANSFORMED from eight blocks on.
 struct Upcoming {
   const char* from;
   int64_t step;  // bytes
 
   [[gnu::always_inline]] void operator()(int64_t k) const {
     __builtin_prefetch(from + k * step, 0, 2);
+    __builtin_prefetch(from + (k + GROUP / 2) * step, 0, 2);
   }
   Upcoming after(int64_t count) const { return {from + count * step, step}; }
-};
-
-// With the ROWS rows of V that follow, `step` bytes a k: V may be larger than the second cache, and
-// the hardware, which looks ahead within a row, sees each begin too late (products of 256 tiles and
-// channels 1.11 times as fast, Zen 3, November 2026).
-template <int ROWS>
-struct WithRows {
-  const Upcoming& weights;
-  const char* from;
-  int64_t step;
-
-  [[gnu::always_inline]] void operator()(int64_t k) const {
-    weights(k);
-    // Most rows of V lie 4.25 to 5 bytes a channel apart; of others some lines are left out.
-    constexpr int64_t LINES = (ROWS * TURN * 5 + LINE - 1) / LINE;
-#pragma GCC unroll 4
-    for (int64_t line = 0; line < LINES; ++line) {
-      __builtin_prefetch(from + k * step + line * LINE);
-    }
-  }
 };
 
 // The part of a convolution that one member multiplies: a panel of output channels by some tiles.
@@ -62,19 +43,39 @@ struct Piece {
   }
 };
 
-// ROWS tiles of one frequency, added to m unless they begin it. Not inline: of AVX2 sums and
-// addresses take all registers.
-template <int ROWS, int WIDTH, typename Beside>
-[[gnu::noinline]] static void multiply_tiles(const float* v, int64_t v_tile, const float* u,
+// A group's steps that follow one another without a branch. Where rows can be multiplied by a lane
+// of a register, the compiler would keep vectors of them and run out of registers.
+#if defined(__AVX2__)
+constexpr int STEPS = GROUP;
+#else
+constexpr int STEPS = 1;
+#endif
+
+// A row block of one frequency, ROWS tiles, added to m unless they begin it: v [depth / GROUP]
+// [ROWS][GROUP], v_group floats between groups. Not inline: of AVX2 sums and addresses take all
+// registers.
+template <int ROWS, int WIDTH>
+[[gnu::noinline]] static void multiply_tiles(const float* v, int64_t v_group, const float* u,
                                              int64_t depth, float* m, int64_t m_tile, bool begin,
-                                             const Beside& beside) {
+                                             const Upcoming& upcoming) {
   f32 sum[ROWS][WIDTH];
 #pragma GCC unroll 14
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 4
     for (int w = 0; w < WIDTH; ++w) sum[r][w] = begin ? f32{} : load(m + r * m_tile + w * LANES);
   }
-  multiply_panel(v, v_tile, u, depth, sum, beside);
+  int64_t k = 0;
+  for (; k + GROUP <= depth; k += GROUP, v += v_group, u += GROUP * PANEL) {
+    upcoming(k);
+#pragma GCC unroll STEPS
+    for (int at = 0; at < GROUP; ++at) {
+      add_products([&](int r) { return v[r * GROUP + at]; }, u + at * PANEL, sum);
+    }
+  }
+#pragma GCC unroll 1
+  for (; k < depth; ++k, ++v, u += PANEL) {
+    add_products([&](int r) { return v[r * GROUP]; }, u, sum);
+  }
 #pragma GCC unroll 14
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 4
@@ -86,23 +87,22 @@ template <int ROWS, int WIDTH, typename Beside>
 template <int WIDTH>
 static void multiply_row(Piece& piece, int row, int64_t first, int64_t end, const float* u,
                          int64_t u_frequency) {
-  const int64_t v_tile = piece.blocks.v_tile, m_tile = piece.blocks.m_tile, depth = end - first;
+  const Blocks& blocks = piece.blocks;
+  const int64_t depth = end - first;
   for (int64_t j = 0; j < POINTS; ++j, u += u_frequency) {
-    const float* const v = piece.v_of(row, first) + j * piece.blocks.v_frequency;
+    const float* v = piece.v_of(row, first) + j * blocks.v_frequency;
     float* const m = piece.m(row) + j * PANEL;
-    for_row_blocks(piece.tiles, [&](auto rows, int64_t tile) {
-      constexpr int ROWS = decltype(rows)::value;
-      const float* const from = v + tile * v_tile;
-      float* const to = m + tile * m_tile;
-      if constexpr (TURN == 1) {
-        multiply_tiles<ROWS, WIDTH>(from, v_tile, u, depth, to, m_tile, first == 0, piece.upcoming);
-      } else {
-        const char* const next = reinterpret_cast<const char*>(from + ROWS * v_tile);
-        const WithRows<ROWS> beside = {piece.upcoming, next, ROWS * v_tile * 4 / depth};
-        multiply_tiles<ROWS, WIDTH>(from, v_tile, u, depth, to, m_tile, first == 0, beside);
-      }
+    for (int64_t block = 0, tile = 0; block < blocks.row_blocks; ++block, v += blocks.v_rows) {
+      const int64_t after = piece.tiles * (block + 1) / blocks.row_blocks;
+      if (after == tile) continue;
+      with_rows(after - tile, [&](auto rows) {
+        multiply_tiles<decltype(rows)::value, WIDTH>(v, blocks.v_group, u, depth,
+                                                     m + tile * blocks.m_tile, blocks.m_tile,
+                                                     first == 0, piece.upcoming);
+      });
       piece.upcoming = piece.upcoming.after(depth);
-    });
+      tile = after;
+    }
   }
 }
 
