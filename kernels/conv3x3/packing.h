@@ -35,19 +35,24 @@ static inline const float* panel_scale(const void* panel, int64_t packing) {
 static inline f32 number(const float* from) { return load(from); }
 static inline f32 number(const uint16_t* from) { return load_half(from); }
 
-// Row ROW of G g G^T for WIDTH vectors of output channels and `count` input channels. The numbers
-// of a vector, g [count][9][LANES], lie g_vector apart; each of the six of the row is stored
-// [count][PANEL], u_frequency from the next: a constant, if it shall be fast. One input channel
-// after the other, so that each line of the cache is written once and whole.
-template <int ROW, int WIDTH, typename Number>
-static inline void transform_row(const Number* g, int64_t g_vector, int64_t count, float* u,
-                                 int64_t u_frequency) {
+// Rows ROW... of G g G^T for WIDTH vectors of output channels and `count` input channels; of rows
+// +-p and of +-q the half is common work. The numbers of a vector, g [count][9][LANES], lie
+// g_vector apart; each of the six of a row is stored [count][PANEL], u_frequency from the next: a
+// constant, if it shall be fast. One input channel after the other, so that each line of the cache
+// is written once and whole.
+template <int WIDTH, int... ROW, typename Number>
+static inline void transform_rows(const Number* g, int64_t g_vector, int64_t count, float* u,
+                                  int64_t u_frequency) {
   for (int64_t k = 0; k < count; ++k, g += TAPS * LANES, u += PANEL) {
 #pragma GCC unroll 4
     for (int w = 0; w < WIDTH; ++w) {
-      const auto tap = [&](int at) { return number(g + w * g_vector + at * LANES); };
-      transform_weights<ROW>(
-          tap, [&](int j, f32 value) { store(u + j * u_frequency + w * LANES, value); });
+      f32 taps[TAPS];
+#pragma GCC unroll 9
+      for (int at = 0; at < TAPS; ++at) taps[at] = number(g + w * g_vector + at * LANES);
+      float* to = u + w * LANES;
+      const auto emit = [&](int j, f32 value) { store(to + j * u_frequency, value); };
+      ((transform_weights<ROW>([&](int at) { return taps[at]; }, emit), to += POINTS * u_frequency),
+       ...);
     }
   }
 }
@@ -98,13 +103,6 @@ static void pack_numbers(float* to, const float* weight, int64_t channels, int64
   }
 }
 
-// The nine numbers of a panel, g [VECTORS][9][LANES], as 36 times PANEL, u_frequency apart.
-template <int ROW = 0>
-static void transform_taps(const float* g, float* u, int64_t u_frequency) {
-  transform_row<ROW, VECTORS>(g, TAPS * LANES, 1, u + ROW * POINTS * u_frequency, u_frequency);
-  if constexpr (ROW + 1 < POINTS) transform_taps<ROW + 1>(g, u, u_frequency);
-}
-
 static void pack_transformed(float* to, const float* weight, int64_t channels,
                              int64_t in_channels) {
   const int64_t stride = in_channels * PANEL;
@@ -116,7 +114,7 @@ static void pack_transformed(float* to, const float* weight, int64_t channels,
             weight[(channel * in_channels + k) * TAPS + tap];
       }
     }
-    transform_taps(taps[0][0], to, stride);
+    transform_rows<VECTORS, 0, 1, 2, 3, 4, 5>(taps[0][0], TAPS * LANES, 1, to, stride);
   }
 }
 
