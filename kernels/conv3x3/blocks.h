@@ -43,7 +43,7 @@ constexpr int64_t THIN_FREQUENCY = GROUP * PANEL + 16;  // floats between two fr
 // From so many tiles a member on, each has lines of its own. 8 pay if they are few; else each would
 // spend a third of its time on the transform of all weights (AVX2 on Zen 5, November 2026).
 constexpr int64_t MEMBER_TILES = FEW >= 8 ? 8 : 16;
-// Input channels that are normalised and transformed together.
+// Input channels that are normalised and transformed together, at most.
 constexpr int64_t CHUNK = 64;
 constexpr int64_t RING_PIXEL =
     CHUNK + 16;  // floats of a pixel: whole vectors are written from any one on
@@ -64,8 +64,9 @@ struct Blocks {
   int64_t in, panels;
   int64_t across, strips;  // tiles of a line, lines of an image
   int64_t piece_lines, block_lines;
-  int64_t slab;        // input channels that lie together in V
-  int64_t depth;       // input channels whose weights are transformed at a time
+  int64_t chunk;       // input channels that are transformed together
+  int64_t slab;        // that lie together in V
+  int64_t depth;       // whose weights are transformed at a time
   int64_t row_blocks;  // of a piece
   // Floats of V between two tiles of a row block, groups of 16 input channels, row blocks, pieces,
   // frequencies and slabs.
@@ -93,6 +94,10 @@ struct Blocks {
     piece_lines = quotient_up(block_lines, parts);
     const int64_t tiles = piece_lines * across;
     slab = smaller(in, round_up(quotient_up(in, quotient_up(in, SLAB)), CHUNK));
+    // Something to transform for everyone, even of a small image's few channels.
+    chunk = CHUNK;
+    const int64_t runs = quotient_up(block_lines, RUN_LINES);
+    while (chunk > GROUP && quotient_up(in, chunk) * runs < threads) chunk /= 2;
     const bool transformed = conv.packing == FASTDDPM_PACKING_TRANSFORMED;
     few = block_lines * across <= FEW && !transformed;
     thin = !few && tiles <= THIN && !transformed;

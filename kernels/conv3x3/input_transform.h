@@ -11,14 +11,14 @@ namespace {
 
 static inline void clear(float* to, int64_t count) { memset(to, 0, count * sizeof(float)); }
 
-// Joined channels [first, first + CHUNK), so far as there are any, of row y of one part of the
-// (enlarged) input into `to`.
+// Joined channels [first, last), so far as there are any, of row y of one part of the (enlarged)
+// input into `to`.
 static void read_part_of_row(const fastddpm_conv3x3& conv, int part, int64_t image, int64_t y,
-                             int64_t first, float* to) {
+                             int64_t first, int64_t last, float* to) {
   const fastddpm_input& x = conv.x;
   const int64_t before = part == 0 ? 0 : x.channels[0];
   const int64_t begin = larger(first - before, 0);
-  const int64_t end = smaller(first - before + CHUNK, x.channels[part]);
+  const int64_t end = smaller(last - before, x.channels[part]);
   if (begin >= end) return;
   const int64_t doubled = conv.doubled ? 1 : 0, width = conv.width >> doubled;
   const int64_t pixel = (image * (conv.height >> doubled) + (y >> doubled)) * width;
@@ -29,12 +29,12 @@ static void read_part_of_row(const fastddpm_conv3x3& conv, int part, int64_t ima
 
 // Row y of the (enlarged) input into `to`, which begins with the zeros left of the image.
 static void read_row(const fastddpm_conv3x3& conv, int64_t image, int64_t y, int64_t first,
-                     float* to) {
+                     int64_t last, float* to) {
   to += RING_PIXEL;
   if (y < 0 || y >= conv.height) return clear(to, conv.width * RING_PIXEL);
-  read_part_of_row(conv, 0, image, y, first, to);
+  read_part_of_row(conv, 0, image, y, first, last, to);
   // The second part overwrites what the first has written beyond its end.
-  read_part_of_row(conv, 1, image, y, first, to);
+  read_part_of_row(conv, 1, image, y, first, last, to);
   for (int64_t x = 0; conv.doubled && x < conv.width; x += 2) {
     memcpy(to + (x + 1) * RING_PIXEL, to + x * RING_PIXEL, CHUNK * sizeof(float));
   }
@@ -61,14 +61,14 @@ static void transform_line(const Blocks& blocks, int64_t channels, int64_t line,
 static void transform_run(const fastddpm_conv3x3& conv, const Blocks& blocks, int64_t image,
                           int64_t begin, int64_t end, int64_t first, float* ring, Place place,
                           float* v) {
-  const int64_t channels = smaller(CHUNK, blocks.in - first);
+  const int64_t last = smaller(first + blocks.chunk, blocks.in);
   clear(ring, POINTS * blocks.row);
   int64_t next = begin * TILE - 1;  // the row of pixels to be read; row y lies at (y + 1) % 6
   for (int64_t line = begin; line < end; ++line) {
     for (; next < line * TILE + POINTS - 1; ++next) {
-      read_row(conv, image, next, first, ring + (next + 1) % POINTS * blocks.row);
+      read_row(conv, image, next, first, last, ring + (next + 1) % POINTS * blocks.row);
     }
-    transform_line(blocks, channels, line, ring, place, v);
+    transform_line(blocks, last - first, line, ring, place, v);
   }
 }
 
@@ -76,13 +76,13 @@ static void transform_run(const fastddpm_conv3x3& conv, const Blocks& blocks, in
 static void transform_block(const fastddpm_conv3x3& conv, const Blocks& blocks,
                             const fastddpm::Team& team, const Scratch& scratch, int64_t first,
                             int64_t end) {
-  const int64_t chunks = quotient_up(blocks.in, CHUNK);
+  const int64_t chunks = quotient_up(blocks.in, blocks.chunk);
   int64_t piece = team.claim(), counted = 0;
   for (int64_t line = first; line < end;) {
     const int64_t image = line / blocks.strips, strip = line % blocks.strips;
     const int64_t lines = smaller(smaller(RUN_LINES, blocks.strips - strip), end - line);
     for (; piece < counted + chunks; piece = team.claim()) {
-      const int64_t channel = (piece - counted) * CHUNK;
+      const int64_t channel = (piece - counted) * blocks.chunk;
       transform_run(conv, blocks, image, strip, strip + lines, channel, scratch.ring,
                     Place(blocks, end - first, line - first),
                     scratch.v + blocks.v_channel(channel));

@@ -38,15 +38,15 @@ static void multiply_row(Piece& piece, int row, int64_t first, int64_t end, cons
     float* const m = piece.m(row) + j * PANEL;
     int64_t tile = 0;
     for (int64_t block = 0; block < blocks.row_blocks; ++block) {
-      const int64_t end = piece.tiles * (block + 1) / blocks.row_blocks;
-      if (end == tile) continue;
-      with_rows(end - tile, [&](auto rows) {
+      const int64_t after = piece.tiles * (block + 1) / blocks.row_blocks;
+      if (after == tile) continue;
+      with_rows(after - tile, [&](auto rows) {
         multiply_tiles<decltype(rows)::value, WIDTH>(v + block * blocks.v_rows, blocks.v_group, u,
                                                      depth, m + tile * blocks.m_tile, blocks.m_tile,
                                                      first == 0, piece.upcoming);
       });
       piece.upcoming = piece.upcoming.after(depth);
-      tile = end;
+      tile = after;
     }
   }
 }
