@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -198,9 +200,13 @@ def test_a_draw_that_comes_between_is_noticed(
 def test_signal_handlers_that_draw(default_generator: torch.Generator) -> None:
     """Handlers run between two bytecodes of a draw, wherever that may be."""
     found = [ours()]
-    begun = time.perf_counter()
-    found += [ours() for _ in range(100)]
-    interval = 3 * (time.perf_counter() - begun) / 100
+    times = [time.perf_counter()]
+    for _ in range(100):
+        found.append(ours())
+        times.append(time.perf_counter())
+    # A median, as one stall would make the handlers rare.
+    draws = [after - before for before, after in itertools.pairwise(times)]
+    interval = 5 * statistics.median(draws)
     inside = 0
 
     def draw(*_: object) -> None:
