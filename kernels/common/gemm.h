@@ -103,8 +103,9 @@ static inline void multiply_panel(const float* a, int64_t a_stride, const float*
   }
 }
 
-// Calls body(std::integral_constant-like Rows, first) for blocks of nearly equal size, MAX_ROWS at
-// most: 16 rows in blocks of 14 would leave 2, which run at a fraction of the speed.
+// Calls body(std::integral_constant-like Rows, first) for blocks of nearly equal size, `most` rows
+// at most and one at least: 16 rows in blocks of 14 would leave 2, which run at a fraction of the
+// speed.
 template <int ROWS>
 struct Rows {
   static constexpr int value = ROWS;
@@ -121,11 +122,13 @@ static inline void with_rows(int64_t rows, const Body& body) {
   }
 }
 
-static inline int64_t row_blocks(int64_t rows) { return (rows + MAX_ROWS - 1) / MAX_ROWS; }
+static inline int64_t row_blocks(int64_t rows, int64_t most = MAX_ROWS) {
+  return (rows + most - 1) / most;
+}
 
 template <typename Body>
-static inline void for_row_blocks(int64_t rows, const Body& body) {
-  const int64_t blocks = row_blocks(rows);
+static inline void for_row_blocks(int64_t rows, const Body& body, int64_t most = MAX_ROWS) {
+  const int64_t blocks = row_blocks(rows, most);
   int64_t first = 0;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t end = rows * (block + 1) / blocks;

@@ -64,10 +64,10 @@ struct Blocks {
   int64_t in, panels;
   int64_t across, strips;  // tiles of a line, lines of an image
   int64_t piece_lines, block_lines;
-  int64_t chunk;       // input channels that are transformed together
-  int64_t slab;        // that lie together in V
-  int64_t depth;       // whose weights are transformed at a time
-  int64_t row_blocks;  // of a piece
+  int64_t chunk;  // input channels that are transformed together
+  int64_t slab;   // that lie together in V
+  int64_t depth;  // whose weights are transformed at a time
+  int64_t rows;   // tiles of a row block, at most
   // Floats of V between two tiles of a row block, groups of 16 input channels, row blocks, pieces,
   // frequencies and slabs.
   int64_t v_tile, v_group, v_rows, v_piece, v_frequency, v_slab;
@@ -102,13 +102,13 @@ struct Blocks {
     few = block_lines * across <= FEW && !transformed;
     thin = !few && tiles <= THIN && !transformed;
     depth = smaller(slab, few ? 64 : SLAB);
-    row_blocks = few ? 1 : ::row_blocks(tiles);
-    const int64_t groups = quotient_up(slab, GROUP), rows = quotient_up(tiles, row_blocks) * GROUP;
+    rows = few ? FEW : quotient_up(tiles, row_blocks(tiles));
+    const int64_t groups = quotient_up(slab, GROUP);
     v_tile = few ? FEW_TILE : GROUP;
-    v_rows = thin ? rows : odd_lines(groups * rows);
-    v_piece = few ? 0 : row_blocks * v_rows;
+    v_rows = thin ? rows * GROUP : odd_lines(groups * rows * GROUP);
+    v_piece = few ? 0 : row_blocks(tiles, rows) * v_rows;
     v_frequency = few ? FEW_FREQUENCY : odd_lines(parts * v_piece);
-    v_group = few ? GROUP : thin ? FREQUENCIES * v_frequency : rows;
+    v_group = few ? GROUP : thin ? FREQUENCIES * v_frequency : rows * GROUP;
     v_slab = odd_lines(thin ? groups * v_group : FREQUENCIES * v_frequency);
     shared = quotient_up(in, slab) * v_slab;
     m_tile = odd_lines(FREQUENCIES * PANEL);
@@ -162,7 +162,7 @@ class Place {
   void begin_rows() {
     ++rows_;
     begin_ = end_;
-    end_ = tiles_ * (rows_ + 1) / blocks_.row_blocks;
+    end_ = tiles_ * (rows_ + 1) / row_blocks(tiles_, blocks_.rows);
   }
 
   const Blocks& blocks_;

@@ -93,6 +93,8 @@ CASES = (
     Case("one_pixel", (4, 16, 1, 1), 16),
     Case("one_row", (2, 8, 1, 13), 24, residual=True),
     Case("wide", (1, 16, 6, 300), 16),
+    # Blocks of 16 lines of tiles, and one of 2.
+    Case("tall", (1, 48, 968, 32), 4),
     Case("doubled", (2, 32, 16, 16), 32, doubled=True, residual=True),
     Case("doubled_odd", (2, 24, 14, 10), 20, 7, True, "silu", doubled=True),
     Case("deep", (2, 32, 4, 4), 700, norm=True, activation="silu"),

@@ -48,7 +48,7 @@ static void convolve(const fastddpm_conv3x3& conv, const Blocks& blocks, const T
       const char* const weights = static_cast<const char*>(conv.weights) + panel * bytes;
       // This member's next panel, most likely.
       const int64_t next = (panel + team.size) % blocks.panels - panel;
-      const int64_t steps = FREQUENCIES * blocks.in * blocks.row_blocks;
+      const int64_t steps = FREQUENCIES * blocks.in * row_blocks(tiles, blocks.rows);
       Piece piece = {blocks,
                      scratch,
                      weights,

@@ -34,20 +34,16 @@ static void multiply_row(Piece& piece, int row, int64_t first, int64_t end, cons
   const Blocks& blocks = piece.blocks;
   const int64_t depth = end - first;
   for (int64_t j = 0; j < POINTS; ++j, u += u_frequency) {
-    const float* const v = piece.v_of(row, first) + j * blocks.v_frequency;
+    const float* v = piece.v_of(row, first) + j * blocks.v_frequency;
     float* const m = piece.m(row) + j * PANEL;
-    int64_t tile = 0;
-    for (int64_t block = 0; block < blocks.row_blocks; ++block) {
-      const int64_t after = piece.tiles * (block + 1) / blocks.row_blocks;
-      if (after == tile) continue;
-      with_rows(after - tile, [&](auto rows) {
-        multiply_tiles<decltype(rows)::value, WIDTH>(v + block * blocks.v_rows, blocks.v_group, u,
-                                                     depth, m + tile * blocks.m_tile, blocks.m_tile,
-                                                     first == 0, piece.upcoming);
-      });
+    const auto multiply_block = [&](auto rows, int64_t tile) {
+      multiply_tiles<decltype(rows)::value, WIDTH>(v, blocks.v_group, u, depth,
+                                                   m + tile * blocks.m_tile, blocks.m_tile,
+                                                   first == 0, piece.upcoming);
       piece.upcoming = piece.upcoming.after(depth);
-      tile = after;
-    }
+      v += blocks.v_rows;
+    };
+    for_row_blocks(piece.tiles, multiply_block, blocks.rows);
   }
 }
 
