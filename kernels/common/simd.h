@@ -87,6 +87,13 @@ static inline u64 multiply_low_words(u64 a, u64 b) {
 #endif
 }
 
+// Whether the instruction set has multiply-adds that are rounded once.
+#if defined(__AVX2__) || defined(__aarch64__)
+constexpr bool FUSED = true;
+#else
+constexpr bool FUSED = false;
+#endif
+
 // a b + c, rounded once where the instruction set can, the same at every call of one set: code is
 // compiled with -ffp-contract=off, so where a multiply-add is fused is written and not guessed.
 static inline f32 multiply_add(f32 a, f32 b, f32 c) {
@@ -107,12 +114,9 @@ static inline f32 multiply_add(f32 a, f32 b, f32 c) {
 
 // a b + c, rounded once by every instruction set.
 static inline f32 fused_multiply_add(f32 a, f32 b, f32 c) {
-#if defined(__AVX512F__) || defined(__AVX2__) || defined(__aarch64__)
-  return multiply_add(a, b, c);
-#else
+  if (FUSED) return multiply_add(a, b, c);
   for (int lane = 0; lane < LANES; ++lane) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
   return c;
-#endif
 }
 
 static inline f32 load(const float* from) {

@@ -117,9 +117,10 @@ static inline void write_tile(const fastddpm_output& y, int64_t row_pixels, cons
 }
 
 // Asks for the pixels of a tile that will be written soon, so that no store waits for memory.
+// Always inline: GCC drops calls of a function that does nothing but prefetch.
 template <int WIDTH>
-static inline void expect_tile(const fastddpm_output& y, int64_t row_pixels, int64_t pixel,
-                               int64_t c) {
+[[gnu::always_inline]] static inline void expect_tile(const fastddpm_output& y, int64_t row_pixels,
+                                                      int64_t pixel, int64_t c) {
   for (int64_t row = 0; row < TILE; ++row, pixel += row_pixels) {
     for (int64_t x = 0; x < TILE; ++x) {
       for (int64_t v = 0; v < WIDTH * LANES; v += 16) {
