@@ -301,6 +301,10 @@ def test_flop_of_instructions() -> None:
     # Two images of 6×9 are 2×3 tiles each.
     assert work.flop(Conv3x3(x=x, y=y, batch=2, height=6, width=9)) == 2 * 36 * 12 * 8 * 7
     wide = Convolution(x=x, y=y, batch=2, height=6, width=9, kernel=3, stride=2)
+    doubled = Conv3x3(x=x, y=y, batch=1, height=32, width=28, doubled=1)
+    assert work.flop(doubled) == 2 * 100 * 16 * 8 * 7
+    small = Conv3x3(x=x, y=y, batch=1, height=16, width=16, doubled=1)
+    assert work.flop(small) == 2 * 36 * 16 * 8 * 7
     assert work.flop(wide) == 2 * 2 * 54 * 72 * 7
     assert work.flop(Attention(batch=2, tokens=10, heads=3, head_dim=4)) == 4 * 2 * 100 * 12
     assert work.flop(Layout(batch=2, channels=3, pixels=4)) == 0

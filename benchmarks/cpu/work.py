@@ -1,7 +1,8 @@
 """What a network asks for, and what our program executes for it.
 
     asked     a convolution 2 B H W C' C k², a linear layer 2 B N C' C, attention 4 B N² C FLOP
-    executed  the same, but Winograd's F(4×4, 3×3) does 36 products for 4×4 outputs instead of 144
+    executed  the same, but Winograd's F(4×4, 3×3) does 36 products for 4×4 outputs instead of 144,
+              and 100 for 8×8 of a doubled map that is convolved phase by phase
     moved     bytes of maps and weights, each read or written once
 
 A multiply-add counts as two; additions around the products (transforms, norms) count as nothing.
@@ -27,7 +28,7 @@ from fastddpm.ops.program_abi import (
     Statistics,
 )
 
-TILE, PRODUCTS = 4, 36
+TILE, PRODUCTS, PHASES_PRODUCTS = 4, 36, 100
 READ_PER_PIXEL = {Resample.NONE: 1, Resample.HALVE: 4, Resample.DOUBLE: 0.25}
 
 
@@ -45,8 +46,7 @@ def executed(code: Iterable[Arguments]) -> int:
 def flop(arguments: Arguments) -> int:
     """FLOP of one instruction's products."""
     if isinstance(arguments, Conv3x3):
-        rows, columns = (-(-size // TILE) for size in (arguments.height, arguments.width))
-        products = arguments.batch * rows * columns * PRODUCTS
+        products = arguments.batch * _products(arguments)
         return int(2 * products * channels(arguments.x) * arguments.y.channels)
     if isinstance(arguments, Convolution):
         pixels = arguments.batch * arguments.height * arguments.width
@@ -56,6 +56,21 @@ def flop(arguments: Arguments) -> int:
         width = arguments.heads * arguments.head_dim
         return int(4 * arguments.batch * arguments.tokens**2 * width)
     return 0
+
+
+def _products(conv: Conv3x3) -> int:
+    """Of an image, for one input and one output channel; the choice is that of struct Map in
+    kernels/conv3x3/blocks.h."""
+    height, width = conv.height, conv.width
+    whole = _tiles(height, width) * PRODUCTS
+    small = _tiles(height // 2, width // 2)
+    apart = conv.doubled and conv.packing != Packing.TRANSFORMED and small >= 16
+    products = small * PHASES_PRODUCTS
+    return products if apart and products * 5 <= whole * 4 else whole
+
+
+def _tiles(height: int, width: int) -> int:
+    return -(-height // TILE) * -(-width // TILE)
 
 
 def bytes_moved(arguments: Arguments) -> int:

@@ -52,7 +52,7 @@ class Case(NamedTuple):
         return {"activation": self.activation, "doubled": self.doubled, "divisor": self.divisor}
 
     def flops(self) -> float:
-        """Of the 36 products of each tile of 4x4 outputs, which is what is executed."""
+        """Of the 36 products of each tile of 4x4 outputs."""
         batch, out, height, width = self.shape
         tiles = batch * -(-height // 4) * -(-width // 4)
         return 2.0 * 36 * tiles * out * (self.channels + self.joined)
@@ -97,6 +97,9 @@ CASES = (
     Case("tall", (1, 48, 968, 32), 4),
     Case("doubled", (2, 32, 16, 16), 32, doubled=True, residual=True),
     Case("doubled_odd", (2, 24, 14, 10), 20, 7, True, "silu", doubled=True),
+    # Phase by phase, of 5 x 4 tiles, the last of 3 rows and 1 column.
+    Case("phases", (3, 40, 38, 26), 20, 7, True, "silu", doubled=True, row=True, residual=True),
+    Case("phases_deep", (1, 20, 34, 32), 300, doubled=True, divisor=1.5),
     Case("deep", (2, 32, 4, 4), 700, norm=True, activation="silu"),
     Case("far_from_zero", (2, 16, 8, 8), 16, mean=1000.0),
     *NETWORK,

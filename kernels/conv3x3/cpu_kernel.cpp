@@ -27,7 +27,7 @@ void with_width(int64_t channels, const Body& body) {
   body(Rows<WIDTH>{});
 }
 
-static int64_t lines_of(const fastddpm_conv3x3& conv) { return conv.batch * tiles_of(conv.height); }
+static int64_t lines_of(const fastddpm_conv3x3& conv) { return Map(conv).lines(conv.batch); }
 
 // Lines [begin, last) of all images.
 static void convolve(const fastddpm_conv3x3& conv, const Blocks& blocks, const Team& team,
@@ -48,7 +48,7 @@ static void convolve(const fastddpm_conv3x3& conv, const Blocks& blocks, const T
       const char* const weights = static_cast<const char*>(conv.weights) + panel * bytes;
       // This member's next panel, most likely.
       const int64_t next = (panel + team.size) % blocks.panels - panel;
-      const int64_t steps = FREQUENCIES * blocks.in * row_blocks(tiles, blocks.rows);
+      const int64_t steps = blocks.map.products() * blocks.in * row_blocks(tiles, blocks.rows);
       Piece piece = {blocks,
                      scratch,
                      weights,
@@ -57,9 +57,11 @@ static void convolve(const fastddpm_conv3x3& conv, const Blocks& blocks, const T
                      {weights + next * bytes, quotient_up(bytes, steps)}};
       with_width(conv.y.channels - panel * PANEL, [&](auto width) {
         constexpr int WIDTH = decltype(width)::value;
-        multiply<WIDTH>(piece, conv.packing);
-        write_lines<WIDTH>(conv, blocks, team.step, panel, from, to,
-                           panel_scale(weights, conv.packing), scratch.m);
+        const float* const scale = panel_scale(weights, conv.packing);
+        for (int phase = 0; phase < blocks.map.phases; ++phase) {
+          multiply<WIDTH>(piece, conv.packing, phase);
+          write_lines<WIDTH>(conv, blocks, team.step, panel, phase, from, to, scale, scratch.m);
+        }
       });
     }
   }
@@ -76,7 +78,7 @@ static int64_t most_lines(const fastddpm_conv3x3& conv, int64_t threads) {
 static bool splits_lines(const fastddpm_conv3x3& conv, int64_t threads) {
   const int64_t lines = lines_of(conv);
   const bool even = most_lines(conv, threads) * threads * 4 <= lines * 5;
-  return threads > 1 && even && lines * tiles_of(conv.width) >= MEMBER_TILES * threads;
+  return threads > 1 && even && lines * tiles_of(Map(conv).width) >= MEMBER_TILES * threads;
 }
 
 void run_conv3x3(const fastddpm_conv3x3& conv, const Team& team) {

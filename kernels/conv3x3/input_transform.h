@@ -9,33 +9,31 @@
 
 namespace {
 
-static inline void clear(float* to, int64_t count) { memset(to, 0, count * sizeof(float)); }
-
 // Joined channels [first, last), so far as there are any, of row y of one part of the (enlarged)
 // input into `to`.
-static void read_part_of_row(const fastddpm_conv3x3& conv, int part, int64_t image, int64_t y,
-                             int64_t first, int64_t last, float* to) {
+static void read_part_of_row(const fastddpm_conv3x3& conv, const Map& map, int part, int64_t image,
+                             int64_t y, int64_t first, int64_t last, float* to) {
   const fastddpm_input& x = conv.x;
   const int64_t before = part == 0 ? 0 : x.channels[0];
   const int64_t begin = larger(first - before, 0);
   const int64_t end = smaller(last - before, x.channels[part]);
   if (begin >= end) return;
-  const int64_t doubled = conv.doubled ? 1 : 0, width = conv.width >> doubled;
-  const int64_t pixel = (image * (conv.height >> doubled) + (y >> doubled)) * width;
+  const int64_t width = map.width >> map.doubled;
+  const int64_t pixel = (image * (map.height >> map.doubled) + (y >> map.doubled)) * width;
   // The next row is asked for while this one is computed on.
   read_pixels(x, part, image, pixel, width, begin, end, to + begin + before - first,
-              RING_PIXEL << doubled, width);
+              RING_PIXEL << map.doubled, width);
 }
 
 // Row y of the (enlarged) input into `to`, which begins with the zeros left of the image.
-static void read_row(const fastddpm_conv3x3& conv, int64_t image, int64_t y, int64_t first,
-                     int64_t last, float* to) {
+static void read_row(const fastddpm_conv3x3& conv, const Map& map, int64_t image, int64_t y,
+                     int64_t first, int64_t last, float* to) {
   to += RING_PIXEL;
-  if (y < 0 || y >= conv.height) return clear(to, conv.width * RING_PIXEL);
-  read_part_of_row(conv, 0, image, y, first, last, to);
+  if (y < 0 || y >= map.height) return clear(to, map.width * RING_PIXEL);
+  read_part_of_row(conv, map, 0, image, y, first, last, to);
   // The second part overwrites what the first has written beyond its end.
-  read_part_of_row(conv, 1, image, y, first, last, to);
-  for (int64_t x = 0; conv.doubled && x < conv.width; x += 2) {
+  read_part_of_row(conv, map, 1, image, y, first, last, to);
+  for (int64_t x = 0; map.doubled && x < map.width; x += 2) {
     memcpy(to + (x + 1) * RING_PIXEL, to + x * RING_PIXEL, CHUNK * sizeof(float));
   }
 }
@@ -66,7 +64,7 @@ static void transform_run(const fastddpm_conv3x3& conv, const Blocks& blocks, in
   int64_t next = begin * TILE - 1;  // the row of pixels to be read; row y lies at (y + 1) % 6
   for (int64_t line = begin; line < end; ++line) {
     for (; next < line * TILE + POINTS - 1; ++next) {
-      read_row(conv, image, next, first, last, ring + (next + 1) % POINTS * blocks.row);
+      read_row(conv, blocks.map, image, next, first, last, ring + (next + 1) % POINTS * blocks.row);
     }
     transform_line(blocks, last - first, line, ring, place, v);
   }

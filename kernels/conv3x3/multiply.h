@@ -4,12 +4,14 @@
 
 #include "multiply_few.h"
 #include "multiply_many.h"
+#include "multiply_phase.h"
 #include "multiply_thin.h"
 
 namespace {
 
 template <int WIDTH, typename Number>
-static void multiply_numbers(Piece& piece) {
+static void multiply_numbers(Piece& piece, int phase) {
+  if (piece.blocks.map.phases > 1) return multiply_phase<WIDTH, Number>(piece, phase);
   if (piece.blocks.few) return multiply_few<WIDTH, Number>(piece);
   if constexpr (THIN > FEW) {
     if (piece.blocks.thin) return multiply_thin<WIDTH, Number>(piece);
@@ -18,13 +20,13 @@ static void multiply_numbers(Piece& piece) {
 }
 
 template <int WIDTH>
-static void multiply(Piece& piece, int64_t packing) {
+static void multiply(Piece& piece, int64_t packing, int phase) {
   if (packing == FASTDDPM_PACKING_TRANSFORMED) {
     multiply_transformed<WIDTH>(piece);
   } else if (packing == FASTDDPM_PACKING_FLOAT16) {
-    multiply_numbers<WIDTH, uint16_t>(piece);
+    multiply_numbers<WIDTH, uint16_t>(piece, phase);
   } else {
-    multiply_numbers<WIDTH, float>(piece);
+    multiply_numbers<WIDTH, float>(piece, phase);
   }
 }
 

@@ -27,13 +27,15 @@ template <int ROWS, int WIDTH>
   store_sums(sum, m, m_tile);
 }
 
-// For the six frequencies of row ROW and input channels [first, end); u [6][end - first][PANEL].
+// For frequencies [from, to) of row `row` and input channels [first, end);
+// u [6][end - first][PANEL].
 template <int WIDTH>
 static void multiply_row(Piece& piece, int row, int64_t first, int64_t end, const float* u,
-                         int64_t u_frequency) {
+                         int64_t u_frequency, int64_t from = 0, int64_t to = POINTS) {
   const Blocks& blocks = piece.blocks;
   const int64_t depth = end - first;
-  for (int64_t j = 0; j < POINTS; ++j, u += u_frequency) {
+  u += from * u_frequency;
+  for (int64_t j = from; j < to; ++j, u += u_frequency) {
     const float* v = piece.v_of(row, first) + j * blocks.v_frequency;
     float* const m = piece.m(row) + j * PANEL;
     const auto multiply_block = [&](auto rows, int64_t tile) {

@@ -1,5 +1,5 @@
 // The output of a piece: Y = A^T M A, bias, row, residual and divisor, and the statistics of each
-// line, tile after tile:
+// strip, tile after tile:
 //
 //     mean = mean + d n_t / n,   M2 = M2 + M2_t + d^2 n_a n_t / n,   d = mean_t - mean
 //
@@ -11,28 +11,66 @@
 
 namespace {
 
-// The pixels of one tile, and what its numbers count for in the statistics of its line.
-struct Tile {
-  int64_t pixel, width, height;  // the first of all pixels; how many the map has
-  float share;                   // 1 / n_t
-  float of_mean, of_squares;     // n_t / n, n_a n_t / n; 0 for the first tile
-  float* statistics;             // of the line, or null
+// What a tile's numbers count for in the statistics of one strip.
+struct Share {
+  float* statistics = nullptr;  // of the strip
+  float part;                   // 1 / n_t
+  float of_mean, of_squares;    // n_t / n, n_a n_t / n; 0 for the first numbers
 
-  Tile(const fastddpm_conv3x3& conv, int64_t sample, int64_t strip, int64_t left) {
-    const int64_t top = strip * TILE, strips = quotient_up(conv.height, TILE);
-    pixel = (sample * conv.height + top) * conv.width + left;
-    width = smaller(conv.width - left, TILE);
-    height = smaller(conv.height - top, TILE);
-    const float before = static_cast<float>(left * height);
-    const float own = static_cast<float>(width * height), all = before + own;
-    share = 1 / own;
+  Share() = default;
+  Share(float* strip, int64_t numbers_before, int64_t numbers) : statistics(strip) {
+    const float before = static_cast<float>(numbers_before);
+    const float own = static_cast<float>(numbers), all = before + own;
+    part = 1 / own;
     of_mean = own / all;
     of_squares = before * own / all;
-    statistics = conv.y.statistics;
-    if (statistics != nullptr) statistics += (sample * strips + strip) * 2 * conv.y.stride;
   }
 
   bool first() const { return of_squares == 0; }
+};
+
+// A line of tiles in the output. The pixels of one phase are every second one, and lie in two
+// strips; they count there after those of the phases before.
+struct Line {
+  int64_t pixel, across, down;  // the first of all pixels; from one to the next in a row and column
+  int64_t width, height;        // pixels of the phase
+  int64_t before;               // numbers of a row of pixels that other phases have
+  float *upper, *lower;         // statistics of the strips, or null; of one strip: upper
+
+  Line(const fastddpm_conv3x3& conv, const Map& map, int phase, int64_t line) {
+    const int64_t lines = tiles_of(map.height), strips = tiles_of(conv.height);
+    const int64_t image = line / lines, top = line % lines * TILE;
+    across = map.phases == 1 ? 1 : 2;
+    down = across * conv.width;
+    pixel = (image * conv.height + top * across + phase / 2) * conv.width + phase % 2;
+    width = map.width;
+    height = smaller(map.height - top, TILE);
+    before = phase * map.width;
+    upper = conv.y.statistics;
+    if (upper != nullptr) upper += (image * strips + top / TILE * across) * 2 * conv.y.stride;
+    const bool two = upper != nullptr && map.phases > 1 && height > TILE / 2;
+    lower = two ? upper + 2 * conv.y.stride : nullptr;
+  }
+};
+
+// One tile of a line: its first pixel, how many of its pixels the map has, and what its numbers
+// count for.
+struct Tile {
+  int64_t pixel, across, down, width, height;
+  Share upper, lower;
+
+  Tile(const Line& line, int64_t left)
+      : pixel(line.pixel + left * line.across), across(line.across), down(line.down) {
+    width = smaller(line.width - left, TILE);
+    height = line.height;
+    const int64_t before = line.before + left;
+    const int64_t rows = line.across == 1 ? height : smaller(height, TILE / 2);
+    if (line.upper != nullptr) upper = Share(line.upper, before * rows, width * rows);
+    if (line.lower == nullptr) return;
+    lower = Share(line.lower, before * (height - rows), width * (height - rows));
+  }
+
+  bool whole() const { return width == TILE && height == TILE; }
 };
 
 // All that the numbers of a panel's vector of channels have in common.
@@ -41,11 +79,13 @@ struct Channels {
   f32 scale, offset;  // of FLOAT16; bias and row
 };
 
-// Four numbers of a row, which all but the last tiles of a line or an image have.
+// Four numbers of a row, which all but the last tiles of a line or an image have; the pixels are
+// `across` from one another.
 template <bool WHOLE>
-static inline void write_pixels(const fastddpm_output& y, int64_t pixel, int64_t width,
-                                const Channels& channels, f32 (&values)[TILE]) {
+static inline void write_pixels(const fastddpm_output& y, int64_t pixel, int64_t across,
+                                int64_t width, const Channels& channels, f32 (&values)[TILE]) {
   float* const to = y.data + pixel * y.stride + channels.c;
+  const int64_t stride = across * y.stride, residual_stride = across * y.residual_stride;
 #pragma GCC unroll 4
   for (int x = 0; x < TILE; ++x) {
     values[x] = multiply_add(values[x], channels.scale, channels.offset);
@@ -54,7 +94,7 @@ static inline void write_pixels(const fastddpm_output& y, int64_t pixel, int64_t
     const float* from = y.residual + pixel * y.residual_stride + channels.c;
 #pragma GCC unroll 4
     for (int x = 0; x < TILE; ++x) {
-      if (WHOLE || x < width) values[x] = values[x] + load(from + x * y.residual_stride);
+      if (WHOLE || x < width) values[x] = values[x] + load(from + x * residual_stride);
     }
   }
   if (y.divisor != 1) {
@@ -62,105 +102,127 @@ static inline void write_pixels(const fastddpm_output& y, int64_t pixel, int64_t
   }
 #pragma GCC unroll 4
   for (int x = 0; x < TILE; ++x) {
-    if (WHOLE || x < width) store(to + x * y.stride, values[x]);
+    if (WHOLE || x < width) store(to + x * stride, values[x]);
   }
 }
 
-static inline f32 sum_of(const f32 (&values)[TILE]) {
+static inline f32 sum_of(const f32 (&values)[4]) {
   return (values[0] + values[1]) + (values[2] + values[3]);
 }
 
-// Adds a tile to the statistics of its line.
-template <bool WHOLE>
-static inline void add_statistics(const Tile& tile, int64_t stride, int64_t c,
-                                  const f32 (&values)[TILE][TILE]) {
+static inline f32 sum_of(const f32 (&values)[2]) { return values[0] + values[1]; }
+
+// Adds rows [FIRST, FIRST + ROWS) of a tile to the statistics of their strip.
+template <bool WHOLE, int FIRST, int ROWS>
+static inline void add_statistics(const Share& share, int64_t width, int64_t height, int64_t stride,
+                                  int64_t c, const f32 (&values)[TILE][TILE]) {
   const auto add = [&](const auto& number) {
-    f32 sums[TILE];
+    f32 sums[ROWS];
 #pragma GCC unroll 4
-    for (int row = 0; row < TILE; ++row) {
+    for (int row = 0; row < ROWS; ++row) {
       f32 numbers[TILE];
 #pragma GCC unroll 4
       for (int x = 0; x < TILE; ++x) {
-        const bool inside = WHOLE || (row < tile.height && x < tile.width);
-        numbers[x] = inside ? number(values[row][x]) : f32{};
+        const bool inside = WHOLE || (FIRST + row < height && x < width);
+        numbers[x] = inside ? number(values[FIRST + row][x]) : f32{};
       }
       sums[row] = sum_of(numbers);
     }
     return sum_of(sums);
   };
-  const f32 mean = add([](f32 value) { return value; }) * tile.share;
+  const f32 mean = add([](f32 value) { return value; }) * share.part;
   f32 squares = add([&](f32 value) { return (value - mean) * (value - mean); });
-  float* const to = tile.statistics + c;
-  if (tile.first()) {
+  float* const to = share.statistics + c;
+  if (share.first()) {
     store(to, mean);
   } else {
     const f32 before = load(to), difference = mean - before;
-    store(to, multiply_add(difference, broadcast(tile.of_mean), before));
-    squares = multiply_add(difference * difference, broadcast(tile.of_squares), squares);
+    store(to, multiply_add(difference, broadcast(share.of_mean), before));
+    squares = multiply_add(difference * difference, broadcast(share.of_squares), squares);
     squares = squares + load(to + stride);
   }
   store(to + stride, squares);
 }
 
 // m: of the tile and its LANES channels.
-template <bool WHOLE>
-static inline void write_tile(const fastddpm_output& y, int64_t row_pixels, const Tile& tile,
-                              const Channels& channels, const float* m) {
+template <bool WHOLE, bool PHASED>
+static inline void write_tile(const fastddpm_output& y, const Tile& tile, const Channels& channels,
+                              const float* m) {
   f32 values[TILE][TILE];
   transform_output(m, PANEL, [&](int row, const f32(&found)[TILE]) {
 #pragma GCC unroll 4
     for (int x = 0; x < TILE; ++x) values[row][x] = found[x];
     if (!WHOLE && row >= tile.height) return;
-    write_pixels<WHOLE>(y, tile.pixel + row * row_pixels, tile.width, channels, values[row]);
+    write_pixels<WHOLE>(y, tile.pixel + row * tile.down, tile.across, tile.width, channels,
+                        values[row]);
   });
-  if (tile.statistics != nullptr) add_statistics<WHOLE>(tile, y.stride, channels.c, values);
+  const auto add = [&](auto first, auto rows, const Share& share) {
+    if (share.statistics == nullptr) return;
+    add_statistics<WHOLE, decltype(first)::value, decltype(rows)::value>(
+        share, tile.width, tile.height, y.stride, channels.c, values);
+  };
+  if constexpr (PHASED) {
+    add(Rows<0>{}, Rows<2>{}, tile.upper);
+    add(Rows<2>{}, Rows<2>{}, tile.lower);
+  } else {
+    add(Rows<0>{}, Rows<4>{}, tile.upper);
+  }
 }
 
 // Asks for the pixels of a tile that will be written soon, so that no store waits for memory.
 // Always inline: GCC drops calls of a function that does nothing but prefetch.
 template <int WIDTH>
-[[gnu::always_inline]] static inline void expect_tile(const fastddpm_output& y, int64_t row_pixels,
-                                                      int64_t pixel, int64_t c) {
-  for (int64_t row = 0; row < TILE; ++row, pixel += row_pixels) {
-    for (int64_t x = 0; x < TILE; ++x) {
+[[gnu::always_inline]] static inline void expect_tile(const fastddpm_output& y, const Line& line,
+                                                      int64_t left, int64_t c) {
+  for (int64_t row = 0; row < TILE; ++row) {
+    for (int64_t x = left; x < left + TILE; ++x) {
+      const int64_t pixel = line.pixel + row * line.down + x * line.across;
       for (int64_t v = 0; v < WIDTH * LANES; v += 16) {
-        __builtin_prefetch(y.data + (pixel + x) * y.stride + c + v, 1, 2);
+        __builtin_prefetch(y.data + pixel * y.stride + c + v, 1, 2);
         if (y.residual == nullptr) continue;
-        __builtin_prefetch(y.residual + (pixel + x) * y.residual_stride + c + v, 0, 2);
+        __builtin_prefetch(y.residual + pixel * y.residual_stride + c + v, 0, 2);
       }
     }
   }
 }
 
-// Lines [first, end) of all images; scale: of FLOAT16, or null; m: of the first tile.
-template <int WIDTH>
-static void write_lines(const fastddpm_conv3x3& conv, const Blocks& blocks, int64_t step,
-                        int64_t panel, int64_t first, int64_t end, const float* scale,
+// One phase of lines [first, end) of all images; scale: of FLOAT16, or null; m: of the first tile.
+template <int WIDTH, bool PHASED>
+static void write_phase(const fastddpm_conv3x3& conv, const Blocks& blocks, int64_t step,
+                        int64_t panel, int phase, int64_t first, int64_t end, const float* scale,
                         const float* m) {
   const fastddpm_output y = conv.y;
   const int64_t c = panel * PANEL;
+  Line own(conv, blocks.map, phase, first);
   for (int64_t line = first; line < end; ++line) {
-    const int64_t sample = line / blocks.strips, strip = line % blocks.strips;
-    const float* const row = row_of(y.row, sample, step);
+    const Line next(conv, blocks.map, phase, line + 1);
+    const float* const row = row_of(y.row, line / blocks.strips, step);
     Channels channels[WIDTH];
     for (int v = 0; v < WIDTH; ++v) {
       channels[v] = {c + v * LANES, scale == nullptr ? broadcast(1) : load(scale + v * LANES),
                      offset_of(y, row, c + v * LANES)};
     }
-    const int64_t after = line + 1, image = after / blocks.strips;
-    const int64_t pixel = (image * conv.height + after % blocks.strips * TILE) * conv.width;
-    for (int64_t k = 0; k < blocks.across; ++k, m += blocks.m_tile) {
-      if (after < end) expect_tile<WIDTH>(y, conv.width, pixel + k * TILE, c);
-      const Tile tile(conv, sample, strip, k * TILE);
+    for (int64_t left = 0; left < own.width; left += TILE, m += blocks.m_tile) {
+      if (line + 1 < end) expect_tile<WIDTH>(y, next, left, c);
+      const Tile tile(own, left);
       for (int v = 0; v < WIDTH; ++v) {
-        if (tile.width == TILE && tile.height == TILE) {
-          write_tile<true>(y, conv.width, tile, channels[v], m + v * LANES);
+        if (tile.whole()) {
+          write_tile<true, PHASED>(y, tile, channels[v], m + v * LANES);
         } else {
-          write_tile<false>(y, conv.width, tile, channels[v], m + v * LANES);
+          write_tile<false, PHASED>(y, tile, channels[v], m + v * LANES);
         }
       }
     }
+    own = next;
   }
+}
+
+template <int WIDTH>
+static void write_lines(const fastddpm_conv3x3& conv, const Blocks& blocks, int64_t step,
+                        int64_t panel, int phase, int64_t first, int64_t end, const float* scale,
+                        const float* m) {
+  const auto write = blocks.map.phases > 1 ? write_phase<WIDTH, true> : write_phase<WIDTH, false>;
+  write(conv, blocks, step, panel, phase, first, end, scale, m);
 }
 
 }  // namespace

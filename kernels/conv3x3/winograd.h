@@ -27,6 +27,7 @@ namespace {
 constexpr int TILE = 4, POINTS = 6, FREQUENCIES = POINTS * POINTS;
 
 constexpr float P = 0.75f, Q = 1.5f, P2 = P * P, Q2 = Q * Q;
+constexpr float POINT[POINTS] = {0, P, -P, Q, -Q, 0};  // the last stands for infinity
 constexpr float S = static_cast<float>(1 / (2.0 * P2 * (P2 - Q2)));
 constexpr float R = static_cast<float>(1 / (2.0 * Q2 * (Q2 - P2)));
 
@@ -89,7 +90,6 @@ static inline void transform_input(const float* const (&rows)[POINTS], int64_t a
 // Row ROW of G times (g0, g1, g2).
 template <int ROW>
 static inline f32 weight_point(f32 g0, f32 g1, f32 g2) {
-  constexpr float POINT[POINTS] = {0, P, -P, Q, -Q, 0};
   if constexpr (ROW == 0) return g0;
   if constexpr (ROW == POINTS - 1) return g2;
   return plus(plus(g0, POINT[ROW] * POINT[ROW], g2), POINT[ROW], g1);

@@ -36,6 +36,10 @@ const Shape SHAPES[] = {
     {3, 2, 2, {16}, 16, PLAIN, true},
     {2, 16, 16, {36, 44}, 48, NORM | SILU | BIAS | WIDE, true},
     {2, 8, 8, {64}, 64, BIAS | STEP_ROW | DIVISOR | STATISTICS, true},
+    // Phase by phase.
+    {3, 38, 26, {20, 7}, 40, ALL | WIDE, true},
+    {2, 32, 32, {260}, 17, BIAS | DIVISOR | STATISTICS, true},
+    {1, 34, 64, {16}, 16, BIAS | RESIDUAL | IN_PLACE | STATISTICS, true},
 };
 
 struct Packing {
