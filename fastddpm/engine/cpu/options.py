@@ -22,8 +22,8 @@ class CpuOptions:
     weights: "float16" keeps the weights of convolutions in half precision: half the bytes, which
              bound a batch of one, for an error of about 2e-3 in the network's output.
     memory:  "speed" keeps those of 3x3 convolutions as they are multiplied, four times as many
-             bytes, where that is faster: on maps of 16x16 and more, and up to 256 channels, whose
-             weights fit a core's cache; "small" transforms all where they are read.
+             bytes, where that is faster: on maps of 16x16 and more, not enlarged, and up to 256
+             channels, whose weights fit a core's cache; "small" transforms all where they are read.
 
     Raises ValueError for anything else, and for float16 weights with memory "speed".
     """
@@ -58,7 +58,9 @@ class CpuOptions:
         """Of a convolution's weights."""
         return Packing.FLOAT16 if self.weights == "float16" else Packing.FLOAT32
 
-    def packing_3x3(self, channels: int, pixels: int) -> Packing:
-        """Of a 3x3 convolution's weights, for its input channels and the pixels of its map."""
-        transformed = pixels >= _TRANSFORMED_PIXELS and channels <= _TRANSFORMED_CHANNELS
+    def packing_3x3(self, channels: int, pixels: int, *, doubled: bool) -> Packing:
+        """Of a 3x3 convolution's weights, for its input channels, the pixels of its map and whether
+        it doubles its input: transformed weights do not go with what is saved there."""
+        large = pixels >= _TRANSFORMED_PIXELS and not doubled
+        transformed = large and channels <= _TRANSFORMED_CHANNELS
         return Packing.TRANSFORMED if self.memory == "speed" and transformed else self.packing

@@ -84,7 +84,8 @@ def convolve(
 ) -> Feature:
     """The convolution of what is read with the weights build(*sources), [out, in, size, size]."""
     if size == 3 and (stride, padding) == (1, 1) and x.channels >= _TRANSFORMED_FROM:
-        packing = emit.options.packing_3x3(x.channels, x.shape[2] * x.shape[3])
+        pixels = x.shape[2] * x.shape[3]
+        packing = emit.options.packing_3x3(x.channels, pixels, doubled=x.doubled)
         return _conv3x3(emit, x, emit.pack("conv3x3", sources, build, packing), bias)
     packed = emit.pack("convolution", sources, build)
     return _convolution(emit, x, packed, bias, size, stride, padding)
