@@ -159,7 +159,7 @@ def test_batches_and_threads(case: Case, isa: str) -> None:
     }
     with instruction_set(isa):
         whole = convolve(case, tensors)
-        for threads in (2, 3, 5):
+        for threads in (2, 3, 5, 40):
             again = convolve(case, tensors, threads=threads)
             assert all(same_bits(*pair) for pair in zip(whole, again, strict=True))
         for sample in range(len(whole.y)):

@@ -103,9 +103,6 @@ static inline void multiply_panel(const float* a, int64_t a_stride, const float*
   }
 }
 
-// Calls body(std::integral_constant-like Rows, first) for blocks of nearly equal size, `most` rows
-// at most and one at least: 16 rows in blocks of 14 would leave 2, which run at a fraction of the
-// speed.
 template <int ROWS>
 struct Rows {
   static constexpr int value = ROWS;
@@ -126,15 +123,32 @@ static inline int64_t row_blocks(int64_t rows, int64_t most = MAX_ROWS) {
   return (rows + most - 1) / most;
 }
 
+// Rows in blocks of nearly equal size, `most` at most: 16 rows in blocks of 14 would leave 2, which
+// run at a fraction of the speed. The first `larger` blocks have `rows` of them, the others one
+// less: what is done once for blocks of one size costs nothing for each.
+struct RowBlocks {
+  int64_t count, rows, larger;
+
+  RowBlocks(int64_t all, int64_t most)
+      : count(row_blocks(all, most)),
+        rows((all + count - 1) / count),
+        larger(all - (rows - 1) * count) {}
+
+  int64_t rows_of(int64_t block) const { return block < larger ? rows : rows - 1; }
+};
+
+// Calls body(std::integral_constant-like Rows, first) for each block of rows.
 template <typename Body>
-static inline void for_row_blocks(int64_t rows, const Body& body, int64_t most = MAX_ROWS) {
-  const int64_t blocks = row_blocks(rows, most);
+static inline void for_row_blocks(int64_t rows, const Body& body) {
+  const RowBlocks blocks(rows, MAX_ROWS);
   int64_t first = 0;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t end = rows * (block + 1) / blocks;
-    with_rows(end - first, [&](auto count) { body(count, first); });
-    first = end;
-  }
+  const auto run = [&](int64_t count, int64_t size) {
+    with_rows(size, [&](auto exactly) {
+      for (int64_t block = 0; block < count; ++block, first += size) body(exactly, first);
+    });
+  };
+  run(blocks.larger, blocks.rows);
+  if (blocks.larger < blocks.count) run(blocks.count - blocks.larger, blocks.rows - 1);
 }
 
 }  // namespace

@@ -139,7 +139,7 @@ struct Blocks {
     few = block_lines * across <= FEW && whole;
     thin = !few && tiles <= THIN && whole;
     depth = smaller(slab, few ? 64 : SLAB);
-    rows = few ? FEW : quotient_up(tiles, row_blocks(tiles));
+    rows = few ? FEW : RowBlocks(tiles, MAX_ROWS).rows;
     const int64_t groups = quotient_up(slab, GROUP);
     v_tile = few ? FEW_TILE : GROUP;
     v_rows = thin ? rows * GROUP : odd_lines(groups * rows * GROUP);
@@ -195,18 +195,20 @@ class Place {
     tile_ = end_ = 0;
     rows_ = -1;
     tiles_ = (part_end() - lines_ * part_ / parts_) * blocks_.across;
+    row_blocks_ = RowBlocks(tiles_, blocks_.rows);
     begin_rows();
   }
   void begin_rows() {
     ++rows_;
     begin_ = end_;
-    end_ = tiles_ * (rows_ + 1) / row_blocks(tiles_, blocks_.rows);
+    end_ += row_blocks_.rows_of(rows_);
   }
 
   const Blocks& blocks_;
   int64_t lines_, parts_;
   int64_t part_ = 0, tiles_, tile_;  // of the part
-  int64_t rows_, begin_, end_;       // row block, and its tiles
+  RowBlocks row_blocks_ = {1, 1};
+  int64_t rows_, begin_, end_;  // row block, and its tiles
 };
 
 // What one member writes to.

@@ -6,25 +6,30 @@
 
 namespace {
 
-// A row block of one frequency, ROWS tiles, added to m unless they begin it: v [depth / GROUP]
-// [ROWS][GROUP], v_group floats between groups. Not inline: of AVX2 sums and addresses take all
-// registers.
+// `count` row blocks of ROWS tiles each, one frequency, added to m unless they begin it:
+// v [depth / GROUP][ROWS][GROUP], v_group floats between groups and v_rows between row blocks. Not
+// inline: of AVX2 sums and addresses take all registers.
 template <int ROWS, int WIDTH>
-[[gnu::noinline]] static void multiply_tiles(const float* v, int64_t v_group, const float* u,
-                                             int64_t depth, float* m, int64_t m_tile, bool begin,
-                                             const Upcoming& upcoming) {
-  f32 sum[ROWS][WIDTH];
-  load_sums(m, m_tile, begin, sum);
-  int64_t k = 0;
-  for (; k + GROUP <= depth; k += GROUP, v += v_group, u += GROUP * PANEL) {
-    upcoming(k);
-    add_group(v, u, sum);
-  }
+[[gnu::noinline]] static void multiply_tiles(const float* v, const Blocks& blocks, int64_t count,
+                                             const float* u, int64_t depth, float* m, bool begin,
+                                             Upcoming upcoming) {
+  const int64_t v_group = blocks.v_group, v_rows = blocks.v_rows, m_tile = blocks.m_tile;
+  for (int64_t block = 0; block < count; ++block, v += v_rows, m += ROWS * m_tile) {
+    const float *at = v, *weights = u;
+    f32 sum[ROWS][WIDTH];
+    load_sums(m, m_tile, begin, sum);
+    int64_t k = 0;
+    for (; k + GROUP <= depth; k += GROUP, at += v_group, weights += GROUP * PANEL) {
+      upcoming(k);
+      add_group(at, weights, sum);
+    }
 #pragma GCC unroll 1
-  for (; k < depth; ++k, ++v, u += PANEL) {
-    add_products([&](int r) { return v[r * GROUP]; }, u, sum);
+    for (; k < depth; ++k, ++at, weights += PANEL) {
+      add_products([&](int r) { return at[r * GROUP]; }, weights, sum);
+    }
+    store_sums(sum, m, m_tile);
+    upcoming = upcoming.after(depth);
   }
-  store_sums(sum, m, m_tile);
 }
 
 // For frequencies [from, to) of row `row` and input channels [first, end);
@@ -34,18 +39,22 @@ static void multiply_row(Piece& piece, int row, int64_t first, int64_t end, cons
                          int64_t u_frequency, int64_t from = 0, int64_t to = POINTS) {
   const Blocks& blocks = piece.blocks;
   const int64_t depth = end - first;
+  const RowBlocks parts(piece.tiles, blocks.rows);
   u += from * u_frequency;
   for (int64_t j = from; j < to; ++j, u += u_frequency) {
     const float* v = piece.v_of(row, first) + j * blocks.v_frequency;
-    float* const m = piece.m(row) + j * PANEL;
-    const auto multiply_block = [&](auto rows, int64_t tile) {
-      multiply_tiles<decltype(rows)::value, WIDTH>(v, blocks.v_group, u, depth,
-                                                   m + tile * blocks.m_tile, blocks.m_tile,
-                                                   first == 0, piece.upcoming);
-      piece.upcoming = piece.upcoming.after(depth);
-      v += blocks.v_rows;
+    float* m = piece.m(row) + j * PANEL;
+    const auto multiply_blocks = [&](int64_t count, int64_t rows) {
+      with_rows(rows, [&](auto exactly) {
+        multiply_tiles<decltype(exactly)::value, WIDTH>(v, blocks, count, u, depth, m, first == 0,
+                                                        piece.upcoming);
+      });
+      piece.upcoming = piece.upcoming.after(count * depth);
+      v += count * blocks.v_rows;
+      m += count * rows * blocks.m_tile;
     };
-    for_row_blocks(piece.tiles, multiply_block, blocks.rows);
+    multiply_blocks(parts.larger, parts.rows);
+    if (parts.larger < parts.count) multiply_blocks(parts.count - parts.larger, parts.rows - 1);
   }
 }
 

@@ -46,6 +46,7 @@ struct Plan {
       while (blocks * panels < threads && blocks * MAX_ROWS < pixels) ++blocks;
     } else if (blocks < pixels / MAX_ROWS) {
       blocks = round_up(blocks, threads);
+      if (blocks > pixels) blocks = pixels;
     }
     block_rows = (pixels + blocks - 1) / blocks;
     const int64_t gathered = in_place || by_panels ? 0 : block_rows * stride;
