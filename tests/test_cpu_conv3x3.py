@@ -202,8 +202,9 @@ def test_half_precision_weights(case: Case, isa: str) -> None:
 
 
 @each_isa
-def test_over_its_own_residual(isa: str) -> None:
-    case = BY_NAME["all"]
+@pytest.mark.parametrize("name", ["all", "phases"])
+def test_over_its_own_residual(name: str, isa: str) -> None:
+    case = BY_NAME[name]
     with instruction_set(isa):
         apart = convolve(case, case.tensors(), threads=2)
         over = convolve(case, case.tensors(), threads=2, in_place=True)

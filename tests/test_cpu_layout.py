@@ -16,7 +16,7 @@ from fastddpm.ops.program_abi import Layout, Row
 
 pytestmark = needs_library
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-every_team = pytest.mark.parametrize("threads", [1, 2, 3])
+every_team = pytest.mark.parametrize("threads", [1, 2, 3, 40])
 DIVISORS = torch.tensor([[3.0, 0.7, 1.9], [0.3, 1.7, 5.0], [2.5, 0.1, 0.9]])  # [steps, samples]
 STEP = 1
 

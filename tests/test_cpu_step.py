@@ -52,7 +52,7 @@ def take(call: StepCall, threads: int) -> StepCall:
     return call
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3, 40])
 @pytest.mark.parametrize("i", [0, 2])
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 def test_is_the_op(case: Case, i: int, threads: int, isa: str) -> None:

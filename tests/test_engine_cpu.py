@@ -68,6 +68,15 @@ class TestAccuracy:
             ours = error(output(unet, *given, memory=memory), exact)
             assert ours <= 2 * torchs + 4 * 2.0**-24
 
+    def test_memory_changes_nothing(self) -> None:
+        """Maps of 32x32, from 16x16 doubled among them."""
+        unet = network(**NETWORKS["ho"])
+        x = torch.randn(2, unet.config.in_channels, 32, 32, generator=torch.Generator())
+        small, speed = (
+            output(unet, x, *conditions(unet), memory=memory) for memory in ("small", "speed")
+        )
+        assert torch.equal(small, speed)
+
     @pytest.mark.parametrize("name", ["ho", "openai", "three_levels"])
     def test_float16_weights_are_near_and_not_the_same(self, name: str) -> None:
         unet = network(**NETWORKS[name])

@@ -28,7 +28,7 @@ from fastddpm.ops.program_abi import (
     Statistics,
 )
 
-TILE, PRODUCTS, PHASES_PRODUCTS = 4, 36, 100
+TILE, PRODUCTS, PHASES_PRODUCTS, PHASE_TILES = 4, 36, 100, 16
 READ_PER_PIXEL = {Resample.NONE: 1, Resample.HALVE: 4, Resample.DOUBLE: 0.25}
 
 
@@ -64,7 +64,7 @@ def _products(conv: Conv3x3) -> int:
     height, width = conv.height, conv.width
     whole = _tiles(height, width) * PRODUCTS
     small = _tiles(height // 2, width // 2)
-    apart = conv.doubled and conv.packing != Packing.TRANSFORMED and small >= 16
+    apart = conv.doubled and conv.packing != Packing.TRANSFORMED and small >= PHASE_TILES
     products = small * PHASES_PRODUCTS
     return products if apart and products * 5 <= whole * 4 else whole
 

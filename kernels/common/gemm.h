@@ -119,11 +119,20 @@ static inline void with_rows(int64_t rows, const Body& body) {
   }
 }
 
+// Calls body(Rows<WIDTH>) for the vectors that `columns` of a panel fill.
+template <int WIDTH = VECTORS, typename Body>
+static inline void with_width(int64_t columns, const Body& body) {
+  if constexpr (WIDTH > 1) {
+    if (columns <= (WIDTH - 1) * LANES) return with_width<WIDTH - 1>(columns, body);
+  }
+  body(Rows<WIDTH>{});
+}
+
 static inline int64_t row_blocks(int64_t rows, int64_t most = MAX_ROWS) {
   return (rows + most - 1) / most;
 }
 
-// Rows in blocks of nearly equal size, `most` at most: 16 rows in blocks of 14 would leave 2, which
+// Rows, one at least, in blocks of nearly equal size, `most` at most: 16 rows in blocks of 14 would leave 2, which
 // run at a fraction of the speed. The first `larger` blocks have `rows` of them, the others one
 // less: what is done once for blocks of one size costs nothing for each.
 struct RowBlocks {

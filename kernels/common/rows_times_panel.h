@@ -88,13 +88,4 @@ static inline void multiply_rows(const RowBlock& rows, const Panel& panel, float
   }
 }
 
-// Calls body(Rows<WIDTH>) for the vectors that `columns` of a panel fill.
-template <int WIDTH = VECTORS, typename Body>
-static inline void with_width(int64_t columns, const Body& body) {
-  if constexpr (WIDTH > 1) {
-    if (columns <= (WIDTH - 1) * LANES) return with_width<WIDTH - 1>(columns, body);
-  }
-  body(Rows<WIDTH>{});
-}
-
 }  // namespace

@@ -114,7 +114,7 @@ static inline f32 multiply_add(f32 a, f32 b, f32 c) {
 
 // a b + c, rounded once by every instruction set.
 static inline f32 fused_multiply_add(f32 a, f32 b, f32 c) {
-  if (FUSED) return multiply_add(a, b, c);
+  if constexpr (FUSED) return multiply_add(a, b, c);
   for (int lane = 0; lane < LANES; ++lane) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
   return c;
 }

@@ -1,18 +1,21 @@
 // How a convolution is cut into pieces, and where its scratch numbers lie.
 //
-// A line is a row of tiles: 4 rows of pixels of one image, a strip of the statistics. Lines of all
-// images follow one another. A block of lines is transformed into V, which the team shares; then
+// A line is a row of tiles: 4 rows of pixels of one image of the map that is cut (struct Map), which
+// are one strip of the statistics or, phase by phase, two. Lines of all images follow one another. A block of lines is transformed into V, which the team shares; then
 // each piece, a panel of output channels by some lines of the block, is multiplied by one member:
 //
 //     V [in / slab][36][pieces][row blocks][slab / 16][rows][16]
 //     U [6][depth][PANEL]    M [tiles of a piece][36][PANEL]
 //
-// and of THIN pieces V [in / 16][36][pieces][rows][16], U [12][16][PANEL].
+// of THIN pieces V [in / 16][36][pieces][rows][16], U [12][16][PANEL], and of phases beside U
+//
+//     sums [VECTORS][depth][4][LANES]
 //
 // The tiles that the inner product takes at a time, a row block, lie side by side in V, a line of
 // the cache each, so that it reads one stream.
 //
-// None of this changes a result: every sum runs over the input channels in their order.
+// Nothing of this but Map, which depends on one image's size alone, changes a result: every sum runs
+// over the input channels in their order.
 #pragma once
 
 #include "../common/input.h"
@@ -74,7 +77,8 @@ static inline int64_t tiles_of(int64_t pixels) { return quotient_up(pixels, TILE
 //
 // in each direction, and a phase is a convolution of the small map by a kernel of 2x2 sums of taps.
 // The frequencies of the point infinity are 0 for the first of two phases, those of the point 0 for
-// the second: 25 products for each phase of a tile, which is 100 for the 144 of four tiles.
+// the second: 25 products for each phase of a tile, which is 100 for the 144 of four tiles
+// (benchmarks/cpu/work.py counts them by the same rule).
 struct Map {
   int64_t height, width, doubled, phases;
 
@@ -98,7 +102,7 @@ struct Map {
 struct Blocks {
   Map map;
   int64_t in, panels;
-  int64_t across, strips;  // tiles of a line, lines of an image
+  int64_t across, image_lines;  // tiles of a line, lines of an image
   int64_t piece_lines, block_lines;
   int64_t chunk;  // input channels that are transformed together
   int64_t slab;   // that lie together in V
@@ -120,7 +124,7 @@ struct Blocks {
     in = all_channels(conv.x);
     panels = panels_of(conv.y.channels);
     across = tiles_of(map.width);
-    strips = tiles_of(map.height);
+    image_lines = tiles_of(map.height);
     // A panel for everyone, or fewer tiles a piece; then pieces of nearly equal size.
     const int64_t most =
         smaller(larger(1, PIECE_TILES / across), quotient_up(lines, quotient_up(threads, panels)));
@@ -135,9 +139,9 @@ struct Blocks {
     chunk = CHUNK;
     const int64_t runs = quotient_up(block_lines, RUN_LINES);
     while (chunk > GROUP && quotient_up(in, chunk) * runs < threads) chunk /= 2;
-    const bool whole = conv.packing != FASTDDPM_PACKING_TRANSFORMED && map.phases == 1;
-    few = block_lines * across <= FEW && whole;
-    thin = !few && tiles <= THIN && whole;
+    const bool nine_taps = conv.packing != FASTDDPM_PACKING_TRANSFORMED && map.phases == 1;
+    few = block_lines * across <= FEW && nine_taps;
+    thin = !few && tiles <= THIN && nine_taps;
     depth = smaller(slab, few ? 64 : SLAB);
     rows = few ? FEW : RowBlocks(tiles, MAX_ROWS).rows;
     const int64_t groups = quotient_up(slab, GROUP);

@@ -99,6 +99,7 @@ CASES = (
     Case("doubled_odd", (2, 24, 14, 10), 20, 7, True, "silu", doubled=True),
     # Phase by phase, of 5 x 4 tiles, the last of 3 rows and 1 column.
     Case("phases", (3, 40, 38, 26), 20, 7, True, "silu", doubled=True, row=True, residual=True),
+    Case("phases_two_rows", (2, 16, 36, 32), 24, doubled=True, residual=True),
     Case("phases_deep", (1, 20, 34, 32), 300, doubled=True, divisor=1.5),
     Case("deep", (2, 32, 4, 4), 700, norm=True, activation="silu"),
     Case("far_from_zero", (2, 16, 8, 8), 16, mean=1000.0),

@@ -7,7 +7,8 @@
 //     M += V U           at a time, transformed from nine numbers a weight and multiplied at once
 //     Y = A^T M A        then the piece's output
 //
-// Weights are nine numbers in memory, which a small batch is bound by, and 36 only in the cache.
+// Weights are nine numbers in memory, which a small batch is bound by, and 36 only in the cache. A
+// large map that is doubled is convolved before it is, phase by phase: struct Map in blocks.h.
 // Specification: reference.py; the matrices: winograd.h.
 #include "../common/kernels.h"
 #include "input_transform.h"
@@ -17,15 +18,6 @@
 namespace {
 
 using fastddpm::Team;
-
-// Calls body(Rows<vectors>) for as many vectors as the panel has channels for.
-template <int WIDTH = VECTORS, typename Body>
-void with_width(int64_t channels, const Body& body) {
-  if constexpr (WIDTH > 1) {
-    if (channels <= (WIDTH - 1) * LANES) return with_width<WIDTH - 1>(channels, body);
-  }
-  body(Rows<WIDTH>{});
-}
 
 static int64_t lines_of(const fastddpm_conv3x3& conv) { return Map(conv).lines(conv.batch); }
 

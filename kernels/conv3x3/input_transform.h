@@ -77,11 +77,11 @@ static void transform_block(const fastddpm_conv3x3& conv, const Blocks& blocks,
   const int64_t chunks = quotient_up(blocks.in, blocks.chunk);
   int64_t piece = team.claim(), counted = 0;
   for (int64_t line = first; line < end;) {
-    const int64_t image = line / blocks.strips, strip = line % blocks.strips;
-    const int64_t lines = smaller(smaller(RUN_LINES, blocks.strips - strip), end - line);
+    const int64_t image = line / blocks.image_lines, own = line % blocks.image_lines;
+    const int64_t lines = smaller(smaller(RUN_LINES, blocks.image_lines - own), end - line);
     for (; piece < counted + chunks; piece = team.claim()) {
       const int64_t channel = (piece - counted) * blocks.chunk;
-      transform_run(conv, blocks, image, strip, strip + lines, channel, scratch.ring,
+      transform_run(conv, blocks, image, own, own + lines, channel, scratch.ring,
                     Place(blocks, end - first, line - first),
                     scratch.v + blocks.v_channel(channel));
     }

@@ -196,7 +196,7 @@ static void write_phase(const fastddpm_conv3x3& conv, const Blocks& blocks, int6
   Line own(conv, blocks.map, phase, first);
   for (int64_t line = first; line < end; ++line) {
     const Line next(conv, blocks.map, phase, line + 1);
-    const float* const row = row_of(y.row, line / blocks.strips, step);
+    const float* const row = row_of(y.row, line / blocks.image_lines, step);
     Channels channels[WIDTH];
     for (int v = 0; v < WIDTH; ++v) {
       channels[v] = {c + v * LANES, scale == nullptr ? broadcast(1) : load(scale + v * LANES),

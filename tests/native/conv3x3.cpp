@@ -39,7 +39,7 @@ const Shape SHAPES[] = {
     // Phase by phase.
     {3, 38, 26, {20, 7}, 40, ALL | WIDE, true},
     {2, 32, 32, {260}, 17, BIAS | DIVISOR | STATISTICS, true},
-    {1, 34, 64, {16}, 16, BIAS | RESIDUAL | IN_PLACE | STATISTICS, true},
+    {2, 36, 64, {16}, 16, BIAS | RESIDUAL | IN_PLACE | STATISTICS, true},
 };
 
 struct Packing {

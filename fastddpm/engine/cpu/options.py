@@ -60,7 +60,7 @@ class CpuOptions:
 
     def packing_3x3(self, channels: int, pixels: int, *, doubled: bool) -> Packing:
         """Of a 3x3 convolution's weights, for its input channels, the pixels of its map and whether
-        it doubles its input: transformed weights do not go with what is saved there."""
+        that is doubled: large ones are convolved phase by phase then, by sums of these weights."""
         large = pixels >= _TRANSFORMED_PIXELS and not doubled
         transformed = large and channels <= _TRANSFORMED_CHANNELS
         return Packing.TRANSFORMED if self.memory == "speed" and transformed else self.packing
