@@ -1,8 +1,9 @@
 // How a convolution is cut into pieces, and where its scratch numbers lie.
 //
-// A line is a row of tiles: 4 rows of pixels of one image of the map that is cut (struct Map), which
-// are one strip of the statistics or, phase by phase, two. Lines of all images follow one another. A block of lines is transformed into V, which the team shares; then
-// each piece, a panel of output channels by some lines of the block, is multiplied by one member:
+// A line is a row of tiles: 4 rows of pixels of one image of the map that is cut (struct Map),
+// which are one strip of the statistics or, phase by phase, two. Lines of all images follow one
+// another. A block of lines is transformed into V, which the team shares; then each piece, a panel
+// of output channels by some lines of the block, is multiplied by one member:
 //
 //     V [in / slab][36][pieces][row blocks][slab / 16][rows][16]
 //     U [6][depth][PANEL]    M [tiles of a piece][36][PANEL]
@@ -14,8 +15,8 @@
 // The tiles that the inner product takes at a time, a row block, lie side by side in V, a line of
 // the cache each, so that it reads one stream.
 //
-// Nothing of this but Map, which depends on one image's size alone, changes a result: every sum runs
-// over the input channels in their order.
+// Nothing of this but Map, which depends on one image's size alone, changes a result: every sum
+// runs over the input channels in their order.
 #pragma once
 
 #include "../common/input.h"

@@ -106,67 +106,56 @@ static inline void write_pixels(const fastddpm_output& y, int64_t pixel, int64_t
   }
 }
 
-static inline f32 sum_of(const f32 (&values)[4]) {
-  return (values[0] + values[1]) + (values[2] + values[3]);
-}
+// Sum and squares of a tile's numbers less one of them: their deviations' squares follow without a
+// second look at the numbers, and without a loss of digits, as that one lies among them.
+struct Moments {
+  f32 origin = {}, sum = {}, squares = {};
 
-static inline f32 sum_of(const f32 (&values)[2]) { return values[0] + values[1]; }
-
-// Adds rows [FIRST, FIRST + ROWS) of a tile to the statistics of their strip.
-template <bool WHOLE, int FIRST, int ROWS>
-static inline void add_statistics(const Share& share, int64_t width, int64_t height, int64_t stride,
-                                  int64_t c, const f32 (&values)[TILE][TILE]) {
-  const auto add = [&](const auto& number) {
-    f32 sums[ROWS];
+  // Numbers of a row, of which the tile has `width`; the first numbers, or more of them.
+  template <bool WHOLE>
+  void add(const f32 (&values)[TILE], int64_t width, bool first) {
+    if (first) origin = values[0];
+    f32 d[TILE];
 #pragma GCC unroll 4
-    for (int row = 0; row < ROWS; ++row) {
-      f32 numbers[TILE];
-#pragma GCC unroll 4
-      for (int x = 0; x < TILE; ++x) {
-        const bool inside = WHOLE || (FIRST + row < height && x < width);
-        numbers[x] = inside ? number(values[FIRST + row][x]) : f32{};
-      }
-      sums[row] = sum_of(numbers);
-    }
-    return sum_of(sums);
-  };
-  const f32 mean = add([](f32 value) { return value; }) * share.part;
-  f32 squares = add([&](f32 value) { return (value - mean) * (value - mean); });
-  float* const to = share.statistics + c;
-  if (share.first()) {
-    store(to, mean);
-  } else {
-    const f32 before = load(to), difference = mean - before;
-    store(to, multiply_add(difference, broadcast(share.of_mean), before));
-    squares = multiply_add(difference * difference, broadcast(share.of_squares), squares);
-    squares = squares + load(to + stride);
+    for (int x = 0; x < TILE; ++x) d[x] = WHOLE || x < width ? values[x] - origin : f32{};
+    sum = sum + ((d[0] + d[1]) + (d[2] + d[3]));
+    squares =
+        squares + (multiply_add(d[0], d[0], d[1] * d[1]) + multiply_add(d[2], d[2], d[3] * d[3]));
   }
-  store(to + stride, squares);
-}
+
+  // To the statistics of a strip, for the vector of channels that begins at c.
+  void add_to(const Share& share, int64_t stride, int64_t c) const {
+    const f32 shift = sum * share.part, mean = origin + shift;
+    // Never below 0 by rounding.
+    f32 deviations = maximum(f32{}, multiply_add(-sum, shift, squares));
+    float* const to = share.statistics + c;
+    if (share.first()) {
+      store(to, mean);
+    } else {
+      const f32 before = load(to), difference = mean - before;
+      store(to, multiply_add(difference, broadcast(share.of_mean), before));
+      deviations = multiply_add(difference * difference, broadcast(share.of_squares), deviations);
+      deviations = deviations + load(to + stride);
+    }
+    store(to + stride, deviations);
+  }
+};
 
 // m: of the tile and its LANES channels.
 template <bool WHOLE, bool PHASED>
 static inline void write_tile(const fastddpm_output& y, const Tile& tile, const Channels& channels,
                               const float* m) {
-  f32 values[TILE][TILE];
-  transform_output(m, PANEL, [&](int row, const f32(&found)[TILE]) {
-#pragma GCC unroll 4
-    for (int x = 0; x < TILE; ++x) values[row][x] = found[x];
+  constexpr int STRIP = PHASED ? TILE / 2 : TILE;  // rows of a strip
+  Moments upper, lower;
+  transform_output(m, PANEL, [&](int row, f32(&values)[TILE]) {
     if (!WHOLE && row >= tile.height) return;
-    write_pixels<WHOLE>(y, tile.pixel + row * tile.down, tile.across, tile.width, channels,
-                        values[row]);
+    write_pixels<WHOLE>(y, tile.pixel + row * tile.down, tile.across, tile.width, channels, values);
+    if (tile.upper.statistics == nullptr) return;
+    Moments& own = row < STRIP ? upper : lower;
+    own.template add<WHOLE>(values, tile.width, row % STRIP == 0);
   });
-  const auto add = [&](auto first, auto rows, const Share& share) {
-    if (share.statistics == nullptr) return;
-    add_statistics<WHOLE, decltype(first)::value, decltype(rows)::value>(
-        share, tile.width, tile.height, y.stride, channels.c, values);
-  };
-  if constexpr (PHASED) {
-    add(Rows<0>{}, Rows<2>{}, tile.upper);
-    add(Rows<2>{}, Rows<2>{}, tile.lower);
-  } else {
-    add(Rows<0>{}, Rows<4>{}, tile.upper);
-  }
+  if (tile.upper.statistics != nullptr) upper.add_to(tile.upper, y.stride, channels.c);
+  if (tile.lower.statistics != nullptr) lower.add_to(tile.lower, y.stride, channels.c);
 }
 
 // Asks for the pixels of a tile that will be written soon, so that no store waits for memory.
