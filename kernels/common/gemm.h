@@ -132,9 +132,9 @@ static inline int64_t row_blocks(int64_t rows, int64_t most = MAX_ROWS) {
   return (rows + most - 1) / most;
 }
 
-// Rows, one at least, in blocks of nearly equal size, `most` at most: 16 rows in blocks of 14 would leave 2, which
-// run at a fraction of the speed. The first `larger` blocks have `rows` of them, the others one
-// less: what is done once for blocks of one size costs nothing for each.
+// Rows, one at least, in blocks of nearly equal size, `most` at most: 16 rows in blocks of 14 would
+// leave 2, which run at a fraction of the speed. The first `larger` blocks have `rows` of them, the
+// others one less: what is done once for blocks of one size costs nothing for each.
 struct RowBlocks {
   int64_t count, rows, larger;
 

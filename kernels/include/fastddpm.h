@@ -280,9 +280,10 @@ typedef struct {
 typedef struct fastddpm_program fastddpm_program;
 
 /* Packed weights. FLOAT32: reordered. FLOAT16: the same in half precision, each output channel
- * scaled. TRANSFORMED (3x3 only): Winograd's 36 numbers for 9, four times the memory; faster for many
- * pixels, but for those of a large doubled map, whose other packings save products instead and
- * differ in last bits. The layout belongs to the instruction set that is in use, and a program is made for that one. */
+ * scaled. TRANSFORMED (3x3 only): Winograd's 36 numbers for 9, four times the memory; faster for
+ * many pixels, but for those of a large doubled map, whose other packings save products instead
+ * and differ in last bits. The layout belongs to the instruction set that is in use, and a program
+ * is made for that one. */
 enum {
   FASTDDPM_PACKING_FLOAT32 = 0,
   FASTDDPM_PACKING_FLOAT16 = 1,
