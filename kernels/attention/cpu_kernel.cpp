@@ -6,8 +6,8 @@
 // nothing to rescale. k^T and v are packed into panels once per head. A NaN anywhere in a row of s
 // makes the whole row of y NaN.
 //
-// A thread takes a head to itself while there is one for everybody; the heads that remain are
-// packed together, and their blocks of queries shared out.
+// A thread takes a head to itself if there is one for everybody, and others help it with the last;
+// fewer heads are packed together, and their blocks of queries shared out.
 #include "../common/input.h"
 #include "../common/kernels.h"
 #include "../common/lanes.h"
@@ -24,7 +24,7 @@ constexpr int64_t MAX_BLOCKS = 4;      // of MAX_ROWS queries
 struct Plan {
   Plan(const fastddpm_attention& a, int64_t threads)
       : heads(a.batch * a.heads),
-        alone(heads / threads * threads),
+        together(heads < threads),
         key_panels((a.tokens + PANEL - 1) / PANEL),
         value_panels((a.head_dim + PANEL - 1) / PANEL),
         query_stride(scratch_stride(a.head_dim)),
@@ -32,7 +32,7 @@ struct Plan {
     const int64_t fit = SCORES / score_stride / MAX_ROWS;
     const int64_t rows = (fit < 1 ? 1 : fit < MAX_BLOCKS ? fit : MAX_BLOCKS) * MAX_ROWS;
     blocks = (a.tokens + rows - 1) / rows;
-    if (alone < heads) blocks = round_up(blocks, threads);
+    if (together) blocks = round_up(blocks, threads);
     if (blocks > a.tokens) blocks = a.tokens;
     block_rows = (a.tokens + blocks - 1) / blocks;
     packed_keys = key_panels * a.head_dim * PANEL;
@@ -44,7 +44,8 @@ struct Plan {
     return threads * (packed_floats + own_floats) * int64_t{sizeof(float)};
   }
 
-  int64_t heads, alone;  // of all samples; those that a thread takes to itself
+  int64_t heads;  // of all samples
+  bool together;  // fewer than threads
   int64_t key_panels, value_panels;
   int64_t query_stride, score_stride;
   int64_t blocks, block_rows;  // of queries
@@ -216,25 +217,28 @@ void run_attention(const fastddpm_attention& a, const Team& team) {
     const int64_t end = a.tokens * (block + 1) / plan.blocks;
     attend(a, plan, head, Block(plan, first, end - first, room), team.step);
   };
-  for (int64_t index = team.begin(plan.alone); index < team.end(plan.alone); ++index) {
-    const Head head(a, plan, index, packed + team.member * plan.packed_floats);
-    for (int64_t panel = 0; panel < plan.key_panels; ++panel) pack(a, head, panel);
-    for (int64_t block = 0; block < plan.blocks; ++block) attend_block(head, block);
+  if (!plan.together) {
+    return team.share(
+        plan.heads,
+        [&](int64_t index) {
+          const Head head(a, plan, index, packed + team.member * plan.packed_floats);
+          for (int64_t panel = 0; panel < plan.key_panels; ++panel) pack(a, head, panel);
+          return plan.blocks;
+        },
+        [&](int64_t owner, int64_t index, int64_t block) {
+          attend_block(Head(a, plan, index, packed + owner * plan.packed_floats), block);
+        });
   }
-  const int64_t rest = plan.heads - plan.alone;
-  if (rest == 0) return;
-  const auto shared_head = [&](int64_t index) {
-    return Head(a, plan, plan.alone + index, packed + index * plan.packed_floats);
+  const auto head_of = [&](int64_t index) {
+    return Head(a, plan, index, packed + index * plan.packed_floats);
   };
+  team.share(plan.heads * plan.key_panels, [&](int64_t piece) {
+    pack(a, head_of(piece / plan.key_panels), piece % plan.key_panels);
+  });
   team.barrier();
-  for (int64_t piece = team.claim(); piece < rest * plan.key_panels; piece = team.claim()) {
-    pack(a, shared_head(piece / plan.key_panels), piece % plan.key_panels);
-  }
-  team.barrier();
-  const int64_t pieces = rest * plan.blocks;
-  for (int64_t piece = team.begin(pieces); piece < team.end(pieces); ++piece) {
-    attend_block(shared_head(piece / plan.blocks), piece % plan.blocks);
-  }
+  team.share(plan.heads * plan.blocks, [&](int64_t piece) {
+    attend_block(head_of(piece / plan.blocks), piece % plan.blocks);
+  });
 }
 
 int64_t scratch_bytes(const fastddpm_attention& a, int32_t threads) {

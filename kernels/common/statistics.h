@@ -77,14 +77,14 @@ static void write_statistics(const fastddpm_statistics& a, const fastddpm::Team&
   constexpr int64_t GROUP = 64;
   const int64_t strips = strips_of(a.height), groups = (a.channels + GROUP - 1) / GROUP;
   const int64_t pieces = a.batch * strips * groups;
-  for (int64_t piece = team.begin(pieces); piece < team.end(pieces); ++piece) {
+  team.share(pieces, [&](int64_t piece) {
     const int64_t first = piece % groups * GROUP, strip = piece / groups % strips;
     const int64_t sample = piece / groups / strips;
     const int64_t end = first + GROUP < a.channels ? first + GROUP : a.channels;
     const int64_t pixel = (sample * a.height + strip * STRIP) * a.width;
     strip_statistics(a.data + pixel * a.stride, a.stride, rows_of(strip, a.height), a.width, first,
                      end, a.statistics + piece / groups * 2 * a.stride);
-  }
+  });
 }
 
 }  // namespace

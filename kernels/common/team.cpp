@@ -1,7 +1,7 @@
-// A barrier: one counter of those who have come, and the round that the last of them begins.
+// A barrier: one counter of those who have come, and the round that the last of them begins. Shares
+// and items: a word of each member, changed by compare-and-exchange.
 #include "team.h"
 
-#include <chrono>
 #include <thread>
 
 namespace {
@@ -23,12 +23,24 @@ void relax() {
 
 namespace fastddpm {
 
+void Patience::wait() {
+  using std::chrono::steady_clock;
+  relax();
+  if (spins_ == 0) begin_ = steady_clock::now();
+  if (++spins_ % 16 != 0) return;
+  if (yields_) std::this_thread::yield();
+  const auto waited = steady_clock::now() - begin_;
+  yields_ = waited > SPINS;
+  over_ = waited > YIELDS;
+}
+
 // Whoever arrives publishes what it wrote, and the last, which has seen all arrive, publishes that
 // with the round; the counters are reset before anybody can see the new round and use them.
 bool Meeting::arrive() {
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) != size_ - 1) return false;
   arrived_.store(0, std::memory_order_relaxed);
   next_.store(0, std::memory_order_relaxed);
+  opened_.store(0, std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();
   return true;
@@ -38,17 +50,50 @@ void Meeting::barrier() {
   // It cannot change before this member has arrived.
   const uint32_t round = round_.load(std::memory_order_relaxed);
   if (arrive()) return;
-  const auto begin = std::chrono::steady_clock::now();
-  auto waited = begin - begin;
-  while (waited < YIELDS) {
-    for (int spin = 0; spin < 16; ++spin) {
-      if (round_.load(std::memory_order_acquire) != round) return;
-      relax();
-    }
-    if (waited > SPINS) std::this_thread::yield();
-    waited = std::chrono::steady_clock::now() - begin;
+  for (Patience patience; !patience.over(); patience.wait()) {
+    if (round_.load(std::memory_order_acquire) != round) return;
   }
   while (round_.load(std::memory_order_acquire) == round) round_.wait(round);
+}
+
+// What a share depends on was there before the last barrier: no order is needed.
+int64_t Meeting::take(int32_t member, int64_t total) {
+  const uint64_t none = uint64_t{round_.load(std::memory_order_relaxed)} << 32;
+  for (int32_t k = 0; k < size_; ++k) {
+    const int32_t owner = (member + k) % size_;
+    const int64_t begin = total * owner / size_, end = total * (owner + 1) / size_;
+    std::atomic<uint64_t>& share = seats_[owner].share;
+    uint64_t seen = share.load(std::memory_order_relaxed);
+    for (;;) {
+      // Of an earlier round: nobody has taken any yet.
+      const uint64_t now = seen >> 32 == none >> 32 ? seen : none;
+      const int64_t piece = begin + static_cast<int64_t>(now - none);
+      if (piece == end) break;
+      if (share.compare_exchange_weak(seen, now + 1, std::memory_order_relaxed)) return piece;
+    }
+  }
+  return total;
+}
+
+void Meeting::open(int32_t member, int64_t item, int64_t pieces) {
+  Seat& seat = seats_[member];
+  seat.item = item;
+  seat.pieces = pieces;
+  // Whoever takes a piece sees this, and what the item was prepared from.
+  seat.left.store(pieces, std::memory_order_release);
+  opened_.fetch_add(1, std::memory_order_release);
+}
+
+bool Meeting::take_piece(int32_t member, int64_t& item, int64_t& piece) {
+  Seat& seat = seats_[member];
+  int64_t left = seat.left.load(std::memory_order_acquire);
+  while (left > 0) {
+    if (!seat.left.compare_exchange_weak(left, left - 1, std::memory_order_acquire)) continue;
+    item = seat.item;
+    piece = seat.pieces - left;
+    return true;
+  }
+  return false;
 }
 
 }  // namespace fastddpm

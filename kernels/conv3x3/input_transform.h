@@ -70,16 +70,17 @@ static void transform_run(const fastddpm_conv3x3& conv, const Blocks& blocks, in
   }
 }
 
-// This member's part of V for lines [first, end) of all images.
+// V for lines [first, end) of all images, the pieces that claim() gives this member.
+template <typename Claim>
 static void transform_block(const fastddpm_conv3x3& conv, const Blocks& blocks,
-                            const fastddpm::Team& team, const Scratch& scratch, int64_t first,
-                            int64_t end) {
+                            const Scratch& scratch, int64_t first, int64_t end,
+                            const Claim& claim) {
   const int64_t chunks = quotient_up(blocks.in, blocks.chunk);
-  int64_t piece = team.claim(), counted = 0;
+  int64_t piece = claim(), counted = 0;
   for (int64_t line = first; line < end;) {
     const int64_t image = line / blocks.image_lines, own = line % blocks.image_lines;
     const int64_t lines = smaller(smaller(RUN_LINES, blocks.image_lines - own), end - line);
-    for (; piece < counted + chunks; piece = team.claim()) {
+    for (; piece < counted + chunks; piece = claim()) {
       const int64_t channel = (piece - counted) * blocks.chunk;
       transform_run(conv, blocks, image, own, own + lines, channel, scratch.ring,
                     Place(blocks, end - first, line - first),

@@ -153,12 +153,11 @@ static void multiply(const fastddpm_convolution& a, int64_t step, const RowBlock
   });
 }
 
-// Each thread takes blocks of pixels that follow one another; each is gathered once and meets all
-// weights.
+// Each block of pixels is gathered once and meets all weights.
 static void run_by_pixels(const fastddpm_convolution& a, const Plan& plan, const Team& team,
                           float* room) {
   float* const gathered = room + plan.product_floats();
-  for (int64_t block = team.begin(plan.blocks); block < team.end(plan.blocks); ++block) {
+  team.share(plan.blocks, [&](int64_t block) {
     const int64_t first = plan.begin(block), end = plan.begin(block + 1);
     RowBlock rows = {gathered, plan.stride, end - first, plan.depth};
     if (plan.in_place) {
@@ -169,7 +168,7 @@ static void run_by_pixels(const fastddpm_convolution& a, const Plan& plan, const
     for (int64_t panel = 0; panel < plan.panels; ++panel) {
       multiply(a, team.step, rows, first, panel, room);
     }
-  }
+  });
 }
 
 // Each thread takes its share of the panels, one after the other as they lie in memory.
@@ -184,12 +183,12 @@ static void run_by_panels(const fastddpm_convolution& a, const Plan& plan, const
     rows = shared;
   }
   const int64_t pieces = plan.panels * plan.blocks;
-  for (int64_t piece = team.begin(pieces); piece < team.end(pieces); ++piece) {
+  team.share(pieces, [&](int64_t piece) {
     const int64_t block = piece % plan.blocks, panel = piece / plan.blocks;
     const int64_t first = plan.begin(block), count = plan.begin(block + 1) - first;
     multiply(a, team.step, {rows + first * plan.stride, plan.stride, count, plan.depth}, first,
              panel, room);
-  }
+  });
 }
 
 void run_convolution(const fastddpm_convolution& a, const Team& team) {

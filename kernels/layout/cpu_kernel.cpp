@@ -87,7 +87,7 @@ static inline float divisor_of(const fastddpm_layout& a, int64_t sample, int64_t
 
 void run_layout(const fastddpm_layout& a, const Team& team) {
   const int64_t blocks = (a.pixels + PIXELS - 1) / PIXELS, pieces = a.batch * blocks;
-  for (int64_t piece = team.begin(pieces); piece < team.end(pieces); ++piece) {
+  team.share(pieces, [&](int64_t piece) {
     const int64_t sample = piece / blocks, first = piece % blocks * PIXELS;
     const int64_t count = smaller(PIXELS, a.pixels - first);
     const float divisor = divisor_of(a, sample, team.step);
@@ -104,7 +104,7 @@ void run_layout(const fastddpm_layout& a, const Team& team) {
         }
       }
     }
-  }
+  });
 }
 
 }  // namespace

@@ -105,8 +105,7 @@ void run_pointwise(const fastddpm_pointwise& a, const Team& team) {
   const int64_t strips = (a.height + rows - 1) / rows;
   float* const offsets = reinterpret_cast<float*>(team.scratch) + team.member * member_floats(a);
   int64_t offsets_of = -1;
-  const int64_t begin = team.begin(a.batch * strips), end = team.end(a.batch * strips);
-  for (int64_t piece = begin; piece < end; ++piece) {
+  team.share(a.batch * strips, [&](int64_t piece) {
     const int64_t sample = piece / strips, first = piece % strips * rows;
     const int64_t last = first + rows < a.height ? first + rows : a.height;
     if (sample != offsets_of) {
@@ -115,11 +114,11 @@ void run_pointwise(const fastddpm_pointwise& a, const Team& team) {
       offsets_of = sample;
     }
     write_rows(a, sample, first, last, offsets, offsets + line_floats(a));
-    if (a.y.statistics == nullptr) continue;
+    if (a.y.statistics == nullptr) return;
     const int64_t stride = a.y.stride;
     strip_statistics(a.y.data + (sample * a.height + first) * a.width * stride, stride,
                      last - first, a.width, 0, a.y.channels, a.y.statistics + piece * 2 * stride);
-  }
+  });
 }
 
 }  // namespace

@@ -39,6 +39,7 @@ void add_step(Cases&);
 void add_draws(Cases&);
 void add_torch_normal(Cases&);
 void add_program(Cases&);
+void add_team(Cases&);
 
 // Prints one line for each set with which the case fails; returns how many there are.
 int check(const Case& of);

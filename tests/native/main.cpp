@@ -16,6 +16,7 @@ int main(int count, char** arguments) {
   add_draws(cases);
   add_torch_normal(cases);
   add_program(cases);
+  add_team(cases);
   int run = 0, failures = 0;
   for (const Case& each : cases) {
     if (each.name.find(wanted) == std::string::npos) continue;
