@@ -210,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=_numbers, help="for instance 1,16 (default: 1,4,16 and 1,16,64)")
     add("--threads", type=int, default=torch.get_num_threads(), help="of every contender")
     add("--rounds", type=int, default=15, help="timed turns of each contender")
-    add("--steps", type=int, default=50, help="steps of a timed chain, of the 1000")
+    add("--steps", type=int, default=50, help="timed steps of a chain, of the 1000")
     add("--chain-rounds", type=int, default=5, help="timed chains of each contender")
     add(
         "--clock",

@@ -16,6 +16,10 @@ import torch
 
 # Milliseconds that a call took.
 Timer = Callable[[Callable[[], object]], float]
+SECONDS: dict[str, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    "processor": time.process_time,
+}
 # Seconds of a contender's turn, at least: many calls of a small network, one of a large.
 TURN = 0.2
 
@@ -44,6 +48,7 @@ def _mean(call: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 CLOCKS: dict[str, Timer] = {"wall": wall_milliseconds, "processor": processor_milliseconds}
+SECONDS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 def cuda_milliseconds(call: Callable[[], object]) -> float:

@@ -6,7 +6,9 @@
     cheapest   a rival's network in the least that plain torch needs around it
     diffusers  a rival's network in diffusers' loop, as its DDPMPipeline has it
 
-Each chain is a worker (turns.py).
+Each chain is a worker (turns.py). A turn has one step more, the first, which is not timed: what is
+done once a chain (our sampler reads all weights again, 60 ms for 143 MB) and what the contender
+before has left in the caches is nothing of a thousand steps, and a tenth of a few.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ from benchmarks.worker import Prepared
 from fastddpm import GaussianDiffusion, UNet, timesteps
 from fastddpm.kernels.ancestral_step.reference import STEP_COLUMNS
 
+# Called after a step, at least after the first and the last.
+Mark = Callable[[], None]
+Draw = Callable[[Mark], Tensor]
+
 
 def measured(
     setup: Setup,
@@ -36,8 +42,8 @@ def measured(
     clock: str,
     steady: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Milliseconds a step of each contender's cheapest chain, by library; see ``figures``. Raises
-    Ended if ours has not all of its rounds."""
+    """Milliseconds a step, of ``steps``, of each contender's cheapest chain, by library; see
+    ``figures``. Raises Ended if ours has not all of its rounds."""
     ours, settings = [], {}
     with ExitStack() as running:
         workers = {}
@@ -54,8 +60,8 @@ def measured(
 
 
 def figures(times: Mapping[str, list[float]], steps: int, ours: Iterable[str]) -> dict[str, Any]:
-    """Of milliseconds a chain: a step's, and how many times faster each of ours is than each
-    rival's."""
+    """Of milliseconds of ``steps`` steps: a step's, and how many times faster each of ours is than
+    each rival's."""
     step_ms = {name: [time / steps for time in samples] for name, samples in times.items()}
     return {
         "steps": steps,
@@ -71,24 +77,43 @@ def prepared(
     clock: str,
     loop: str = "cheapest",
 ) -> Prepared:
-    """For a worker: turns in milliseconds a chain. loop: of LOOPS, for a rival."""
-    own, one, timer = Setup.from_json(setup), Contender.from_json(contender), timing.CLOCKS[clock]
+    """For a worker: turns in milliseconds of ``steps`` steps. loop: of LOOPS, for a rival."""
+    own, one, seconds = (
+        Setup.from_json(setup),
+        Contender.from_json(contender),
+        timing.SECONDS[clock],
+    )
     torch.set_num_threads(own.threads)
     if one.is_ours:
-        draw = ours(own, steps, **one.options)
+        draw = ours(own, 1 + steps, **one.options)
     else:
-        draw = LOOPS[loop](own, one.call(own), steps)
-    return None, lambda: timer(draw)
+        draw = LOOPS[loop](own, one.call(own), 1 + steps)
+
+    def turn() -> float:
+        marks: list[float] = []
+        draw(lambda: marks.append(seconds()))
+        return 1e3 * (marks[-1] - marks[0])
+
+    return None, turn
 
 
-def ours(setup: Setup, steps: int, **options: Any) -> Callable[[], Tensor]:
+def ours(setup: Setup, steps: int, **options: Any) -> Draw:
     """Our sampler: network, noise and step in one program."""
     unet, respaced = _respaced(setup, steps)
     sampler = fastddpm.Sampler(unet, respaced, "cpu", threads=setup.threads, **options)
-    return lambda: sampler.sample(setup.batch, seed=0)
+
+    def draw(mark: Mark) -> Tensor:
+        # Stops after the first step and the last.
+        image = torch.empty(0)
+        for state in sampler.stream(setup.batch, seed=0, every=steps - 1):
+            mark()
+            image = state.x_t
+        return image
+
+    return draw
 
 
-def cheapest(setup: Setup, call: Call, steps: int) -> Callable[[], Tensor]:
+def cheapest(setup: Setup, call: Call, steps: int) -> Draw:
     """``call`` for the network, and each step in place: five passes, and torch's normal numbers,
     which it draws faster than NumPy. Every number that depends on the timestep alone is ready."""
     unet, diffusion = _respaced(setup, steps)
@@ -101,7 +126,7 @@ def cheapest(setup: Setup, call: Call, steps: int) -> Callable[[], Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     @torch.inference_mode()
-    def draw() -> Tensor:
+    def draw(mark: Mark) -> Tensor:
         x.normal_(generator=generator)
         for t, row in falling:
             output = torch.as_tensor(call(x, t)).reshape(shape)
@@ -110,12 +135,13 @@ def cheapest(setup: Setup, call: Call, steps: int) -> Callable[[], Tensor]:
             x.mul_(row["mean_from_x"]).add_(x_0, alpha=row["mean_from_x0"])
             if row["sigma"]:
                 x.add_(noise.normal_(generator=generator), alpha=row["sigma"])
+            mark()
         return x
 
     return draw
 
 
-def with_diffusers(setup: Setup, call: Call, steps: int) -> Callable[[], Tensor]:
+def with_diffusers(setup: Setup, call: Call, steps: int) -> Draw:
     """diffusers' loop with ``call`` for its network."""
     from diffusers import DDPMScheduler
 
@@ -125,12 +151,13 @@ def with_diffusers(setup: Setup, call: Call, steps: int) -> Callable[[], Tensor]
     generator = torch.Generator().manual_seed(0)
 
     @torch.no_grad()
-    def draw() -> Tensor:
+    def draw(mark: Mark) -> Tensor:
         image = torch.randn(shape, generator=generator)
         for t in scheduler.timesteps:
             output = torch.as_tensor(call(image, t.expand(setup.batch).contiguous()))
             output = output.reshape(shape)
             image = scheduler.step(output, t, image, generator=generator).prev_sample
+            mark()
         return image
 
     return draw

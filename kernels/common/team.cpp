@@ -56,20 +56,24 @@ void Meeting::barrier() {
   while (round_.load(std::memory_order_acquire) == round) round_.wait(round);
 }
 
-// What a share depends on was there before the last barrier: no order is needed.
+// Who finds that all of a share is taken must see what its owner had done before it took the last:
+// only then is an item that it has opened its last.
 int64_t Meeting::take(int32_t member, int64_t total) {
   const uint64_t none = uint64_t{round_.load(std::memory_order_relaxed)} << 32;
   for (int32_t k = 0; k < size_; ++k) {
     const int32_t owner = (member + k) % size_;
-    const int64_t begin = total * owner / size_, end = total * (owner + 1) / size_;
+    const int64_t begin = begin_of(owner, size_, total), end = begin_of(owner + 1, size_, total);
     std::atomic<uint64_t>& share = seats_[owner].share;
-    uint64_t seen = share.load(std::memory_order_relaxed);
+    uint64_t seen = share.load(std::memory_order_acquire);
     for (;;) {
       // Of an earlier round: nobody has taken any yet.
       const uint64_t now = seen >> 32 == none >> 32 ? seen : none;
       const int64_t piece = begin + static_cast<int64_t>(now - none);
-      if (piece == end) break;
-      if (share.compare_exchange_weak(seen, now + 1, std::memory_order_relaxed)) return piece;
+      if (piece >= end) break;
+      if (share.compare_exchange_weak(seen, now + 1, std::memory_order_acq_rel,
+                                      std::memory_order_acquire)) {
+        return piece;
+      }
     }
   }
   return total;

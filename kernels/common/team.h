@@ -3,9 +3,9 @@
 //
 // Between two instructions, and wherever a kernel needs what others have written, stands a barrier.
 // How work is split may depend on the team's size, but no number that is computed does. So whoever
-// is done takes work from others: cores run at different speeds where other programs use them, too,
-// and with fixed shares each waited for the slowest (6 to 8 % of all time on two processors of a
-// shared machine, Zen 3, November 2026).
+// is done takes work from others, but of what is over in a moment: cores run at different speeds
+// where other programs use them, too, and with fixed shares each waited for the slowest (6 to 8 %
+// of all time on two processors of a shared machine, Zen 3, November 2026).
 #pragma once
 
 #include <atomic>
@@ -14,6 +14,11 @@
 #include <vector>
 
 namespace fastddpm {
+
+// Where the share of a member of `size` in [0, total) begins, and that of the one before ends.
+static inline int64_t begin_of(int32_t member, int32_t size, int64_t total) {
+  return total * member / size;
+}
 
 // Spins for a while, then lets other threads have the core.
 class Patience {
@@ -84,8 +89,8 @@ struct Team {
   int64_t claim() const { return meeting->claim(); }
 
   // This member's fixed share of [0, total).
-  int64_t begin(int64_t total) const { return total * member / size; }
-  int64_t end(int64_t total) const { return total * (member + 1) / size; }
+  int64_t begin(int64_t total) const { return begin_of(member, size, total); }
+  int64_t end(int64_t total) const { return begin_of(member + 1, size, total); }
 
   // Calls body(piece) for [0, total), all members together: each has a share that is always the
   // same, and then takes from others what they have not come to. Once between two barriers.
@@ -99,8 +104,9 @@ struct Team {
 
   // The same for items of several pieces: prepare(item), which returns how many, is called by one
   // member for what lies in its own scratch, then body(owner, item, piece) by that one and by
-  // whoever has nothing else to do. Others come to help when every item has been begun: each member
-  // is at its last then, and what it has prepared stays.
+  // whoever has nothing else to do. Others come to help when every item has been taken: each member
+  // is at its last then, and what it prepares stays. They may leave early, as an owner goes on
+  // until its item has no more pieces.
   template <typename Prepare, typename Body>
   void share(int64_t items, const Prepare& prepare, const Body& body) const {
     const auto work_for = [&](int32_t owner) {
@@ -117,8 +123,13 @@ struct Team {
       const bool all = meeting->opened() == items;
       bool any = false;
       for (int32_t other = 1; other < size; ++other) any |= work_for((member + other) % size);
-      if (all && !any) return;
-      if (!any) patience.wait();
+      if (any) {
+        patience = {};
+      } else if (all) {
+        return;
+      } else {
+        patience.wait();
+      }
     }
   }
 };

@@ -2,8 +2,8 @@
 //
 // A line is a row of tiles: 4 rows of pixels of one image of the map that is cut (struct Map),
 // which are one strip of the statistics or, phase by phase, two. Lines of all images follow one
-// another. A block of lines is transformed into V, which the team shares; then each piece, a panel
-// of output channels by some lines of the block, is multiplied by one member:
+// another. A block of lines is transformed into V, of one member or of the team; then each piece, a
+// panel of output channels by some lines of the block, is multiplied by one member:
 //
 //     V [in / slab][36][pieces][row blocks][slab / 16][rows][16]
 //     U [6][depth][PANEL]    M [tiles of a piece][36][PANEL]
@@ -28,7 +28,7 @@ namespace {
 constexpr int64_t GROUP = 16;
 // Tiles of a piece: the weights' transform is shared by so many, and M takes 300 KB.
 constexpr int64_t PIECE_TILES = 2048 / PANEL;
-// A member takes so many pieces between two barriers, so that none waits long for the last; V is no
+// A member takes so many pieces of a block, so that none waits long for the last; V is no
 // larger than that, and stays in the cache.
 constexpr int64_t MEMBER_PIECES = 3;
 // Input channels whose V lies together and whose U is a piece's: 32 KB of a panel for a frequency.
@@ -44,8 +44,8 @@ constexpr int64_t FEW_TILE = SLAB + 16, FEW_FREQUENCY = (FEW * FEW_TILE / 16 | 1
 // fast as FEW or SLAB for 3 to 5 tiles, for 8 no faster (AVX2 on Zen 3, November 2026).
 constexpr int64_t THIN = REGISTER_SUMS == 24 ? 0 : MAX_ROWS;
 constexpr int64_t THIN_FREQUENCY = GROUP * PANEL + 16;  // floats between two frequencies of its U
-// From so many tiles a member on, each has lines of its own. 8 pay if they are few; else each would
-// spend a third of its time on the transform of all weights (AVX2 on Zen 5, November 2026).
+// From so many tiles a member on, each has blocks of its own. 8 pay if they are few; else each
+// would spend a third of its time on the transform of all weights (AVX2 on Zen 5, November 2026).
 constexpr int64_t MEMBER_TILES = FEW >= 8 ? 8 : 16;
 // From so many tiles of the input on, a doubled map is convolved phase by phase if that saves a
 // fifth of the products: 1.2 to 1.35 times as fast for 16 and 64 tiles (256 channels, AVX2 on Zen
@@ -216,7 +216,7 @@ class Place {
   int64_t rows_, begin_, end_;  // row block, and its tiles
 };
 
-// What one member writes to.
+// What one member writes to; V may be that of another, which it helps.
 struct Scratch {
   float *v, *u, *m, *ring, *sums;
 

@@ -2,7 +2,7 @@
 // fused: its input is joined, normalised, activated or doubled as it is read, its output gets bias,
 // row, residual and divisor, and the statistics of the next norm.
 //
-//     V = B^T d B        by the whole team, for a block of lines of tiles; a barrier
+//     V = B^T d B        for a block of lines of tiles, by one member or by all, who then meet
 //     U = G g G^T        for each piece, a panel of output channels by some lines: six frequencies
 //     M += V U           at a time, transformed from nine numbers a weight and multiplied at once
 //     Y = A^T M A        then the piece's output

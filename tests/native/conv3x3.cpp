@@ -36,6 +36,8 @@ const Shape SHAPES[] = {
     {3, 2, 2, {16}, 16, PLAIN, true},
     {2, 16, 16, {36, 44}, 48, NORM | SILU | BIAS | WIDE, true},
     {2, 8, 8, {64}, 64, BIAS | STEP_ROW | DIVISOR | STATISTICS, true},
+    // Several blocks of each member's own.
+    {2, 64, 64, {16}, 112, PLAIN, false},
     // Phase by phase.
     {3, 38, 26, {20, 7}, 40, ALL | WIDE, true},
     {2, 32, 32, {260}, 17, BIAS | DIVISOR | STATISTICS, true},
