@@ -16,10 +16,6 @@ import torch
 
 # Milliseconds that a call took.
 Timer = Callable[[Callable[[], object]], float]
-SECONDS: dict[str, Callable[[], float]] = {
-    "wall": time.perf_counter,
-    "processor": time.process_time,
-}
 # Seconds of a contender's turn, at least: many calls of a small network, one of a large.
 TURN = 0.2
 

@@ -1,6 +1,8 @@
 // How a team shares work: every piece is done once a round, by others if its member is slow, and
 // what an item is prepared from stays until its last piece is done.
-#include "../../kernels/common/team.h"
+//
+// The library keeps its team to itself, so these have one of their own.
+#include "../../kernels/common/team.cpp"
 
 #include <chrono>
 #include <thread>
