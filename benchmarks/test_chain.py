@@ -1,5 +1,5 @@
-"""Chains of our sampler and of diffusers' loop around its own network: --steps steps after the first,
-which is not timed (benchmarks/cpu/chain.py).
+"""Chains of our sampler, and of diffusers' loop around its own network: --steps steps after the
+first, which is not timed (benchmarks/cpu/chain.py).
 
 The two draw other noise, so their images are not compared: test_unet_cpu.py compares the networks,
 test_pipeline.py chains of the same noise.
