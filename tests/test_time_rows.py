@@ -11,7 +11,7 @@ from unet_networks import VARIANTS, network
 
 from fastddpm.sampler import time_rows
 from fastddpm.sampler.time_rows import TimeRows
-from fastddpm.unet import UNet
+from fastddpm.unet import PackedUNet, UNet
 
 
 def rows_of(rows: TimeRows, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -73,6 +73,19 @@ def test_other_weights_give_other_rows(part: str) -> None:
     after = rows_of(rows, t)
     torch.testing.assert_close(after, unet.time_rows(t), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(after, before)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@torch.no_grad()
+def test_the_projection_is_written_where_it_lies(packed: bool) -> None:
+    unet, other = network(), network()
+    for parameter in other.parameters():
+        parameter.add_(1)
+    kept = tuple(tensor.clone() for tensor in unet.row_projection())
+    source = PackedUNet(other, "cpu", torch.float32) if packed else other
+    written = source.row_projection(out=kept)
+    assert all(a is b for a, b in zip(written, kept, strict=True))
+    assert all(map(torch.equal, kept, other.row_projection()))
 
 
 @torch.no_grad()

@@ -61,10 +61,10 @@ class TimeRows:
         """The rows of embedded times and labels, [B, E] -> [B, R]."""
         return F.linear(self._unet.activation(embedding), *self._projection)
 
+    @torch.no_grad()
     def refresh(self) -> None:
         """Take over the U-Net's weights; what is kept goes if these have other values."""
-        for own, new in zip(self._projection, self._unet.row_projection(), strict=True):
-            own.copy_(new)
+        self._unet.row_projection(out=self._projection)
         now = self._embedding_now()
         if all(map(torch.equal, self._embedding, now)):
             return

@@ -99,8 +99,11 @@ class PackedUNet(UNet):
         rows: Tensor = self.row_proj(self.activation(embedding))
         return rows.to(self.conv_in.weight.dtype)
 
-    def row_projection(self) -> tuple[Tensor, Tensor]:
-        return self.row_proj.weight, self.row_proj.bias
+    def row_projection(self, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        own = self.row_proj.weight, self.row_proj.bias
+        if out is None:
+            return own
+        return out[0].copy_(own[0]), out[1].copy_(own[1])
 
     def denoise(self, x: Tensor, rows: Tensor, t: Tensor) -> Tensor:
         """As `UNet.denoise`; x has the samples' channels, or `input_channels` of them."""

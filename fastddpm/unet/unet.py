@@ -110,12 +110,14 @@ class UNet(nn.Module):
         temb = self.activation(embedding)
         return torch.cat([block.time_row(temb) for block in self.residual_blocks()], dim=1)
 
-    def row_projection(self) -> tuple[Tensor, Tensor]:
+    def row_projection(self, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Weight [R, time_channels] and bias [R] of all blocks' time rows; `rows_of` applies the
-        activation and these."""
+        activation and these. out: those of an earlier call, to be written, where no gradient is
+        asked for."""
         blocks = self.residual_blocks()
-        weights = torch.cat([block.time_emb_proj.weight for block in blocks])
-        return weights, torch.cat([block.row_bias() for block in blocks])
+        weight, bias = out or (None, None)
+        weight = torch.cat([block.time_emb_proj.weight for block in blocks], out=weight)
+        return weight, torch.cat([block.row_bias() for block in blocks], out=bias)
 
     def activation(self, x: Tensor) -> Tensor:
         """That of the config."""
