@@ -13,6 +13,7 @@ from torch import Tensor
 from unet_networks import network
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, Sampler
+from fastddpm.engine.cpu_program import CpuPrograms
 from fastddpm.sampler import Threshold
 
 SHAPE = (2, 6, 6)
@@ -159,9 +160,10 @@ def test_the_function_gets_each_guided_image_twice() -> None:
 
 
 @needs_library
-def test_native_programs_run_equal_parts() -> None:
-    """8 images of 32 x 32 at once: 10 are two times 5, and with guidance 20 rows are three parts of
-    at most 7, so of 3 images."""
+def test_native_programs_run_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 8 images at once: 10 are two times 5, and with guidance 20 rows are three parts of at
+    most 7, so of 3 images."""
+    monkeypatch.setattr(CpuPrograms, "pixels", 8 * 32 * 32)
     sizes: list[int] = []
 
     def edit(x_0: Tensor) -> Tensor:

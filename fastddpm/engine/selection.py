@@ -29,7 +29,7 @@ class Engine:
             "cpu".
     what:   the same in words, for people.
     report: what more there is to say of it, a line each.
-    pixels: the most that a batch has, where more at once are no faster; None: any number.
+    pixels: the most that a batch has, where more at once are hardly faster; None: any number.
     """
 
     name: str

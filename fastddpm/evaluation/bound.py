@@ -43,7 +43,7 @@ class Bound:
     model, engine, device, dtype, tf32, threads, weights, memory: as ``fastddpm.Sampler``'s.
     decoder:    "tanh", as Ho's and OpenAI's code has it, or "erf", exact: see ``gaussian``.
     batch_size: the most rows (pairs of an image and a timestep) to run at once; None: 64. Engine
-                "cpu" runs at most 65536 pixels at once in any case.
+                "cpu" runs at most 32768 pixels at once in any case.
 
     x̂_0 is clipped as the diffusion says. Raises ValueError as a Sampler does.
     """

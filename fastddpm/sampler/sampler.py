@@ -61,8 +61,8 @@ class Sampler(Latents, Editing):
     dtype:      what the network computes in; None: its own. The chain's state is always float32.
     shape:      (C, H, W) of a sample; None: as the model's config tells. Where it does not, only
                 ``interpolate`` runs, with the shape of its images.
-    batch_size: the most images to run at once; None: all of them. Engine "cpu" runs at most 65536
-                pixels at once (64 images of 32x32): more only take more memory.
+    batch_size: the most images to run at once; None: all of them. Engine "cpu" runs at most 32768
+                pixels at once (32 images of 32x32): more are hardly faster and take memory.
     tf32:       let a GPU round the factors of float32 products to TF32 (10 bits); with False a
                 float32 network computes in float32 whatever torch's global settings say.
     threads, weights, memory: of engine "cpu", which "auto" takes on a CPU; see
