@@ -86,6 +86,8 @@ def test_the_projection_is_written_where_it_lies(packed: bool) -> None:
     written = source.row_projection(out=kept)
     assert all(a is b for a, b in zip(written, kept, strict=True))
     assert all(map(torch.equal, kept, other.row_projection()))
+    TimeRows(source).refresh()  # A packed U-Net's, into itself.
+    assert all(map(torch.equal, kept, source.row_projection()))
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ def prepared(
 
 def ours(setup: Setup, steps: int, **options: Any) -> Draw:
     """Our sampler: network, noise and step in one program, for all images at once, where
-    ``Sampler.sample`` runs 32768 pixels at once."""
+    ``Sampler.sample`` runs at most 32768 pixels at once."""
     unet, respaced = _respaced(setup, steps)
     sampler = fastddpm.Sampler(unet, respaced, "cpu", threads=setup.threads, **options)
 

@@ -103,7 +103,8 @@ class PackedUNet(UNet):
         own = self.row_proj.weight, self.row_proj.bias
         if out is None:
             return own
-        return out[0].copy_(own[0]), out[1].copy_(own[1])
+        copy_into(out, own)
+        return out
 
     def denoise(self, x: Tensor, rows: Tensor, t: Tensor) -> Tensor:
         """As `UNet.denoise`; x has the samples' channels, or `input_channels` of them."""
